@@ -1,0 +1,14 @@
+"""hadamard-fx: low-precision training as compiler passes over torch.fx graphs.
+
+``torch.compile(model, backend="hadamard")`` decides for every matrix product of the backward whether the Hadamard domain
+pays there, rewrites those products, and lets Inductor compile the rest.
+"""
+
+from .backend import hadamard
+from .errors import HadamardError
+from .policy import Policy
+from .report import Report
+from .report.explain import Explanation, explain
+from .report.history import reports
+
+__all__ = ["Explanation", "HadamardError", "Policy", "Report", "explain", "hadamard", "reports"]

@@ -1,0 +1,175 @@
+"""``torch.compile(model, backend="hadamard")``: Inductor with the passes of this project hooked in.
+
+``compile_fx`` keeps the AOTAutograd cache, the FX graph cache, CUDA graphs, min-cut, checkpointing and dynamic shapes. On a
+cache hit no pass runs, so ``uuid()`` covers everything that decides, and reports are stored under a key of the same facts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from . import compat
+from .cost_model.device_profile import profile_for
+from .errors import OptionError
+from .kernels import library
+from .passes.joint_graph import describe_inputs
+from .passes.manager import Pipeline, source_digest
+from .policy import Policy
+from .report import history
+
+Compiled = Callable[..., Any]
+
+
+def hadamard(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Compiled:
+    """The backend of ``torch.compile``.
+
+    Args:
+        gm: dynamo's graph.
+        example_inputs: its inputs, parameters among them.
+        mode: as in ``torch.compile``, ``"reduce-overhead"`` for instance.
+        options: see ``hadamard_fx.policy``; ``docs/options.md`` lists them.
+
+    Raises:
+        OptionError: an option is unknown, of the wrong type or out of range.
+    """
+    return compile_graph(gm, example_inputs, Policy.resolve(options), mode=mode)
+
+
+def compile_graph(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    policy: Policy,
+    *,
+    mode: str | None = None,
+    inner_compile: Compiled | None = None,
+) -> Compiled:
+    """Compile one graph under a resolved policy and record its report.
+
+    Args:
+        inner_compile: what turns a partitioned graph into code, Inductor where it is None.
+    """
+    library.load()
+    device_type = _device_type(example_inputs)
+    pipeline = Pipeline(policy, profile_for(device_type, policy.device_profile), describe_inputs(gm, example_inputs))
+    key = _graph_key(gm, example_inputs, pipeline)
+    patches = {**_mode_patches(mode), **_inductor_patches(policy), **_hooks(pipeline)}
+    arguments: dict[str, Any] = {}
+    if inner_compile is not None:  # what it makes is no code that torch's caches could keep
+        arguments["inner_compile"] = inner_compile
+        patches["force_disable_caches"] = True
+    compiled: Compiled = compat.compile_fx(gm, example_inputs, config_patches=patches, **arguments)
+    history.record(key, pipeline)
+    return compiled
+
+
+def reset() -> None:
+    """Forget the reports of this process; ``torch._dynamo.reset()`` calls it."""
+    history.clear()
+
+
+hadamard.reset = reset  # type: ignore[attr-defined]
+
+
+def _device_type(example_inputs: Sequence[Any]) -> str:
+    types = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
+    return next((kind for kind in types if kind != "cpu"), "cpu")
+
+
+def _mode_patches(mode: str | None) -> dict[str, Any]:
+    return compat.inductor_options_of_mode(mode) if mode and mode != "default" else {}
+
+
+def _inductor_patches(policy: Policy) -> dict[str, Any]:
+    patches = dict(policy.inductor)
+    for name in patches:
+        if not compat.known_inductor_option(name):
+            raise OptionError(f"options['inductor']: torch._inductor.config has no setting {name!r}")
+    return patches
+
+
+def _hooks(pipeline: Pipeline) -> dict[str, Any]:
+    decisive = _digest(pipeline)
+    return {
+        "joint_custom_pre_pass": _GraphHook("joint_custom_pre_pass", pipeline.rewrite_joint, decisive),
+        "post_grad_custom_pre_pass": _GraphHook("post_grad_custom_pre_pass", pipeline.lower, decisive),
+        "custom_partitioner_fn": _PartitionHook(pipeline, decisive),
+    }
+
+
+def _digest(pipeline: Pipeline) -> str:
+    facts = (
+        pipeline.policy.digest(),
+        pipeline.profile.digest(),
+        repr(pipeline.inputs),
+        library.source_digest(),
+        source_digest(),
+        torch.__version__,
+    )
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+
+def _graph_key(gm: fx.GraphModule, example_inputs: Sequence[Any], pipeline: Pipeline) -> str:
+    """A name for this compilation that is the same in every process."""
+    tensors = [
+        (tuple(map(str, v.shape)), tuple(map(str, v.stride())), str(v.dtype), str(v.device), v.requires_grad)
+        if isinstance(v, torch.Tensor)
+        else type(v).__name__
+        for v in example_inputs
+    ]
+    facts = (_digest(pipeline), gm.print_readable(print_output=False), repr(tensors), str(torch.is_grad_enabled()))
+    return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+
+def _uuid_of(hook: Any) -> tuple[bool, Any]:
+    """(the hook can be cached, what identifies it)."""
+    if hook is None:
+        return True, None
+    uuid = hook.uuid() if hasattr(hook, "uuid") else None
+    return uuid is not None, uuid
+
+
+class _GraphHook(compat.CustomGraphPass):
+    """One of Inductor's graph hooks: the user's own first, then ours."""
+
+    def __init__(self, name: str, ours: Callable[[fx.Graph], None], decisive: str) -> None:
+        theirs = compat.user_hook(name)
+        self.theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs] if theirs is not None else []
+        self.ours = ours
+        self.decisive = decisive
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for hook in self.theirs:
+            hook(graph)
+        self.ours(graph)
+
+    def uuid(self) -> Any:
+        found = [_uuid_of(hook) for hook in self.theirs]
+        return (self.decisive, *(uuid for _, uuid in found)) if all(cacheable for cacheable, _ in found) else None
+
+
+class _PartitionHook(compat.CustomPartitionerFn):
+    """Our partition around the user's own partitioner, or around Inductor's min-cut."""
+
+    def __init__(self, pipeline: Pipeline, decisive: str) -> None:
+        self.theirs = compat.user_hook("custom_partitioner_fn")
+        self.pipeline = pipeline
+        self.decisive = decisive
+
+    def __call__(self, gm: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> Any:
+        inner = self.theirs if self.theirs is not None else compat.exact_partition
+        return self.pipeline.partition(gm, joint_inputs, inner, **kwargs)
+
+    def uuid(self) -> Any:
+        cacheable, theirs = _uuid_of(self.theirs)
+        return (self.decisive, theirs) if cacheable else None

@@ -1,0 +1,151 @@
+"""Every private or moving name of torch, in one file (torch 2.11 .. newest).
+
+What is here was found by reading torch's source; when a release moves a name, this file is the only one to mend.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+from torch._dynamo.utils import counters as dynamo_counters
+from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, GradAOTOutput, ParamAOTInput, PlainAOTInput
+from torch._inductor import config as inductor_config
+from torch._inductor import inductor_prims, list_mode_options
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+__all__ = [
+    "CustomGraphPass",
+    "CustomPartitionerFn",
+    "FakeTensor",
+    "FakeTensorMode",
+    "cache_dir",
+    "compile_fx",
+    "decomposition_table",
+    "dynamo_counters",
+    "exact_partition",
+    "fresh_fake_mode",
+    "gradient_of",
+    "inductor_options_of_mode",
+    "input_position",
+    "known_inductor_option",
+    "lookup_hint",
+    "make_fx",
+    "module_path",
+    "placeholder_descriptor",
+    "seeds_op",
+    "source_name",
+    "statically_known_true",
+    "symbol",
+    "user_hook",
+]
+
+seeds_op = inductor_prims.seeds
+"""``prims.inductor_seeds(count, device) -> int64[count]``: drawn from the device's generator, reproducible under
+``torch.manual_seed``."""
+
+
+def lookup_hint(size: int | torch.SymInt) -> int:
+    """The number that a size has in the example inputs; never guards on it."""
+    if isinstance(size, int):
+        return size
+    hint = size.node.hint if size.node.has_hint() else None
+    return 1 if hint is None else int(hint)
+
+
+def symbol(size: int | torch.SymInt) -> str:
+    """The expression of a symbolic size, ``""`` for a number."""
+    return "" if isinstance(size, int) else str(size.node.expr)
+
+
+def source_name(placeholder: fx.Node) -> str:
+    """Dynamo's name of a graph input, ``"L['self']._modules['fc']._parameters['weight']"``; ``""`` when unknown."""
+    source = getattr(placeholder.meta.get("grapharg"), "source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def input_position(placeholder: fx.Node) -> tuple[int | None, str]:
+    """(position in the backend's example inputs, "") of a joint graph's placeholder, or (None, parameter name).
+
+    Where AOTAutograd lifted the parameters itself, the descriptor carries the parameter's name instead of a position.
+    """
+    descriptor = placeholder.meta.get("desc")
+    if isinstance(descriptor, ParamAOTInput):
+        return None, str(descriptor.target)
+    if isinstance(descriptor, PlainAOTInput):
+        return descriptor.idx, ""
+    return None, ""
+
+
+def gradient_of(descriptor: object) -> tuple[int | None, str]:
+    """As ``input_position``, for the input whose gradient a joint output is."""
+    if isinstance(descriptor, GradAOTOutput):
+        origin = descriptor.grad_of
+        if isinstance(origin, ParamAOTInput):
+            return None, str(origin.target)
+        if isinstance(origin, PlainAOTInput):
+            return origin.idx, ""
+    return None, ""
+
+
+def placeholder_descriptor(index: int) -> DummyAOTOutput:
+    """A descriptor for a joint output that does not outlive the partition."""
+    return DummyAOTOutput(index)
+
+
+def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
+    """The fake mode that the given fake tensors live in, or a new one."""
+    for value in values:
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()
+
+
+def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
+    """Inductor's decompositions, for graphs that are inlined after its own decomposition ran."""
+    table: Mapping[Any, Callable[..., Any]] = select_decomp_table()
+    return table
+
+
+def exact_partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Inductor's own min-cut partition."""
+    from functorch.compile import min_cut_rematerialization_partition
+
+    kwargs.setdefault("compiler", "inductor")
+    forward, backward = min_cut_rematerialization_partition(joint, joint_inputs, **kwargs)
+    return forward, backward
+
+
+def inductor_options_of_mode(mode: str) -> dict[str, Any]:
+    """Inductor's settings behind ``torch.compile(mode=…)``; an unknown mode is torch's own RuntimeError."""
+    return dict(list_mode_options(mode))
+
+
+def known_inductor_option(name: str) -> bool:
+    return name.replace("-", "_") in inductor_config.get_config_copy()  # type: ignore[attr-defined]
+
+
+def user_hook(name: str) -> Any:
+    """The hook that the user has set in ``torch._inductor.config`` (``None`` when there is none)."""
+    return getattr(inductor_config, name, None)
+
+
+def module_path(stack_entry: str) -> str:
+    """``"L['self'].blocks.0.fc"`` or ``"L['self']._modules['fc']"`` ⇒ ``"blocks.0.fc"`` / ``"fc"``."""
+    parts = re.findall(r"\['([^']*)'\]|\[(\d+)\]|\.?([A-Za-z_0-9]+)", stack_entry)
+    names = [next(filter(None, part), "") for part in parts]
+    if names and names[0] in ("L", "G"):
+        names = names[2:]
+    if "cell_contents" in names:  # a model that a closure holds
+        names = names[names.index("cell_contents") + 1 :]
+    return ".".join(name for name in names if name not in ("_modules", "_parameters", "_buffers", "_orig_mod"))

@@ -1,0 +1,135 @@
+"""Options: the default of each, what it may hold, and the rules that overrides make of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import OptionError, OverrideError, SchemeError
+from .plan import Role
+from .profiles import PROFILES, Profile, did_you_mean, parse_scheme
+from .scheme import Scheme
+
+__all__ = ["DEFAULTS", "GRADIENTS", "READERS", "Choice", "Override", "to_json"]
+
+DEFAULTS: dict[str, Any] = {
+    "profile": "auto",
+    "overrides": {},
+    "grad_input": None,
+    "grad_weight": None,
+    "device_profile": None,
+    "inductor": {},
+}
+"""Every option with its default. ``None``: as the profile says, or as the device at hand is."""
+
+GRADIENTS = {"grad_input": Role.GRAD_INPUT, "grad_weight": Role.GRAD_WEIGHT}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The schemes that one product may use.
+
+    Attributes:
+        schemes: in the order of preference.
+        priced: the cheapest is taken, exact among the candidates; otherwise the first legal one, whatever it costs.
+        origin: for the report: ``"profile 'hot'"``.
+    """
+
+    schemes: tuple[Scheme, ...]
+    priced: bool
+    origin: str
+
+
+@dataclass(frozen=True)
+class Override:
+    """Other rules for the layers whose whole name matches ``pattern``: a profile, or schemes for single gradients."""
+
+    pattern: str
+    profile: Profile | None = None
+    grad_input: Scheme | None = None
+    grad_weight: Scheme | None = None
+
+    def matches(self, layer: str) -> bool:
+        return re.fullmatch(self.pattern, layer) is not None
+
+    def choice(self, role: Role) -> Choice | None:
+        """None where the override says nothing about ``role``."""
+        origin = f"override '{self.pattern}'"
+        if self.profile is not None:
+            return Choice(self.profile.schemes(role), self.profile.priced, f"{origin}: profile {self.profile.name!r}")
+        scheme = {Role.GRAD_INPUT: self.grad_input, Role.GRAD_WEIGHT: self.grad_weight}.get(role)
+        return None if scheme is None else Choice((scheme,), False, origin)
+
+
+def _read_profile(value: object, where: str) -> Profile:
+    if not isinstance(value, str):
+        raise OptionError(f"{where}: expected the name of a profile, got {value!r}; known: {', '.join(PROFILES)}")
+    if value not in PROFILES:
+        raise OptionError(f"{where}: unknown profile {value!r};{did_you_mean(value, PROFILES)}")
+    return PROFILES[value]
+
+
+def _read_overrides(value: object, where: str) -> tuple[Override, ...]:
+    if not isinstance(value, Mapping):
+        raise OverrideError(f"{where}: expected a table of layer patterns to rules, got {value!r}")
+    return tuple(_read_override(pattern, rule, where) for pattern, rule in value.items())
+
+
+def _read_override(pattern: object, rule: object, where: str) -> Override:
+    if not isinstance(pattern, str):
+        raise OverrideError(f"{where}: the pattern {pattern!r} must be text")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise OverrideError(f"{where}: {pattern!r} is no regular expression: {error}") from None
+    where = f"{where}, override {pattern!r}"
+    if isinstance(rule, str):
+        if rule not in PROFILES:
+            raise OverrideError(f"{where}: unknown profile {rule!r};{did_you_mean(rule, PROFILES)}")
+        return Override(pattern, profile=PROFILES[rule])
+    if not isinstance(rule, Mapping) or not rule:
+        rules = '"exact", another profile, or {"grad_input": …, "grad_weight": …}'
+        raise OverrideError(f"{where}: expected {rules}, got {rule!r}")
+    for role in rule:
+        if role not in GRADIENTS:
+            raise OverrideError(f"{where}: unknown product {role!r};{did_you_mean(str(role), GRADIENTS)}")
+    schemes = {role: parse_scheme(rule[role], GRADIENTS[role], f"{where}, {role!r}") for role in rule}
+    return Override(pattern, None, schemes.get("grad_input"), schemes.get("grad_weight"))
+
+
+def _read_gradient(role: Role) -> Callable[[object, str], Scheme | None]:
+    return lambda value, where: None if value is None else parse_scheme(value, role, where)
+
+
+def _read_device_profile(value: object, where: str) -> str | None:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    raise OptionError(f"{where}: expected the name of a device profile or the path of a JSON file, got {value!r}")
+
+
+def _read_inductor(value: object, where: str) -> dict[str, object]:
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f'{where}: expected a table such as {{"max_autotune": true}}, got {value!r}')
+    return dict(value)
+
+
+READERS: dict[str, Callable[[object, str], Any]] = {
+    "profile": _read_profile,
+    "overrides": _read_overrides,
+    "grad_input": _read_gradient(Role.GRAD_INPUT),
+    "grad_weight": _read_gradient(Role.GRAD_WEIGHT),
+    "device_profile": _read_device_profile,
+    "inductor": _read_inductor,
+}
+
+
+def to_json(key: str, value: object) -> Any:
+    """``value`` without Python objects, so that it can be stored."""
+    try:
+        return json.loads(json.dumps(value, default=lambda item: item.to_json()))
+    except (TypeError, AttributeError, ValueError):
+        error = SchemeError if key in GRADIENTS else OptionError
+        raise error(f"option {key!r} holds a value that JSON cannot: {value!r}") from None

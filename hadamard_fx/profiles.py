@@ -1,0 +1,142 @@
+"""Profiles: named answers to "which schemes may a backward product use?"; and the reading of a scheme from options."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from .errors import OptionError, SchemeError
+from .plan import Role
+from .scheme import Exact, Hadamard, LowRank, Scheme
+
+__all__ = ["PROFILES", "Profile", "did_you_mean", "parse_scheme", "register_profile"]
+
+KINDS: dict[Role, tuple[type[Scheme], ...]] = {Role.GRAD_INPUT: (Hadamard,), Role.GRAD_WEIGHT: (LowRank,)}
+"""The schemes that a role may have besides exact; the first is meant where a user names no kind.
+
+Low rank is legal along the tokens only, hence for the weight's gradient only (law 3 of the algorithms).
+"""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Which schemes the two backward products of a linear layer may use.
+
+    Attributes:
+        name: what ``options={"profile": name}`` says.
+        summary: one sentence for a person.
+        grad_input, grad_weight: the schemes, in the order of preference.
+        priced: True: the cheapest of them is taken, by the cost model; exact is always among the candidates.
+            False: the first that is legal for the product is taken, whatever it costs.
+    """
+
+    NAME: ClassVar[re.Pattern[str]] = re.compile(r"[a-z][a-z0-9_-]*")
+
+    name: str
+    summary: str
+    grad_input: tuple[Scheme, ...]
+    grad_weight: tuple[Scheme, ...]
+    priced: bool
+
+    def __post_init__(self) -> None:
+        if not self.NAME.fullmatch(self.name):
+            raise OptionError(f"profile name {self.name!r}: use lower-case letters, digits, - and _, a letter first")
+        for role in (Role.GRAD_INPUT, Role.GRAD_WEIGHT):
+            if not self.schemes(role):
+                raise OptionError(f"profile {self.name!r} has no scheme for {role}; leave it alone with (Exact(),)")
+            for scheme in self.schemes(role):
+                _check_role(scheme, role, f"profile {self.name!r}")
+
+    def schemes(self, role: Role) -> tuple[Scheme, ...]:
+        """The schemes for ``role``; products other than the two gradients stay exact."""
+        return {Role.GRAD_INPUT: self.grad_input, Role.GRAD_WEIGHT: self.grad_weight}.get(role, (Exact(),))
+
+    def to_json(self) -> dict[str, Any]:
+        """All that decides, for hashes and reports."""
+        gradients = {str(role): [s.to_json() for s in self.schemes(role)] for role in KINDS}
+        return {"name": self.name, "summary": self.summary, "priced": self.priced, **gradients}
+
+
+PROFILES: dict[str, Profile] = {}
+
+
+def register_profile(profile: Profile) -> Profile:
+    """Make ``options={"profile": profile.name}`` known; returns the profile.
+
+    Raises:
+        OptionError: another profile has that name.
+    """
+    known = PROFILES.setdefault(profile.name, profile)
+    if known != profile:
+        raise OptionError(f"profile {profile.name!r} is already registered with other schemes; choose another name")
+    return profile
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``" did you mean 'x'? known: 'x', 'y'"``, to be put behind a message."""
+    names = sorted(known)
+    folded = {known_name.lower(): known_name for known_name in names}
+    near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    hint = f" did you mean {folded[near[0]]!r}?" if near else ""
+    return f"{hint} known: {', '.join(repr(n) for n in names)}"
+
+
+def parse_scheme(value: object, role: Role, where: str) -> Scheme:
+    """The scheme that a user wrote for ``role``: ``"exact"``, a mapping of fields, or a ``Scheme``.
+
+    Args:
+        value: fields left out keep their defaults; ``"kind"`` may be left out.
+        where: what to call the value in messages, ``"option 'grad_input'"``.
+
+    Raises:
+        SchemeError: neither of these, an unknown field, a wrong type, or parameters that the scheme refuses.
+    """
+    if isinstance(value, Scheme):
+        return _check_role(value, role, where)
+    if value == "exact":
+        return Exact()
+    default = KINDS[role][0]
+    if not isinstance(value, Mapping):
+        example = f'{{"bits": 8}} ({default.kind})'
+        raise SchemeError(f'{where}: expected "exact" or a table of fields such as {example}, got {value!r}')
+    kind = value.get("kind", default.kind)
+    known: dict[str, type[Scheme]] = {"exact": Exact, **{scheme.kind: scheme for scheme in KINDS[role]}}
+    if not isinstance(kind, str) or kind not in known:
+        raise SchemeError(f"{where}: {kind!r} is no scheme for {role};{did_you_mean(str(kind), known)}")
+    fields = {key: entry for key, entry in value.items() if key != "kind"}
+    _check_fields(known[kind], fields, where)
+    try:
+        return Scheme.from_json({"kind": kind, **fields})
+    except SchemeError as error:
+        raise SchemeError(f"{where}: {error}") from None
+
+
+def _check_role(scheme: Scheme, role: Role, where: str) -> Scheme:
+    if isinstance(scheme, (Exact, *KINDS[role])):
+        return scheme
+    legal = ", ".join(("exact", *(s.kind for s in KINDS[role])))
+    raise SchemeError(f"{where}: {scheme.kind!r} is no scheme for {role}; legal: {legal}")
+
+
+def _check_fields(scheme: type[Scheme], fields: Mapping[Any, object], where: str) -> None:
+    types = {field.name: str(field.type) for field in dataclasses.fields(scheme)}  # type: ignore[arg-type]
+    for name, value in fields.items():
+        if name not in types:
+            raise SchemeError(f"{where}: {scheme.kind} has no field {name!r};{did_you_mean(str(name), types)}")
+        # type() and not isinstance(): True is no number of bits.
+        if type(value).__name__ != types[name]:
+            kind = type(value).__name__
+            raise SchemeError(f"{where}: {name} must be of type {types[name]}, got {value!r} ({kind})")
+
+
+# 8-bit integers cost what 4-bit ones in int8 cost, with a smaller error; 4 bits pay only where FP8 carries them.
+_FASTEST = (Exact(), Hadamard(bits=8), Hadamard(bits=4, carrier="float8_e4m3"))
+_AUTO = "the cost model decides, product by product; exact unless a gain is predicted"
+_HOT = "HOT as published (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of-16 g_w, compressed activations"
+register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank()), priced=True))
+register_profile(Profile("hot", _HOT, (Hadamard(),), (LowRank(),), priced=False))
+register_profile(Profile("exact", "every product as the user wrote it", (Exact(),), (Exact(),), priced=False))

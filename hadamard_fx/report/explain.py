@@ -1,0 +1,91 @@
+"""``explain(model, loss=…)(*inputs)``: what the backend would do, without generating code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from hadamard_fx.backend import compile_graph
+from hadamard_fx.policy import Policy
+
+from . import history
+from .report import Report
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The reports of every graph of one model."""
+
+    reports: tuple[Report, ...]
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def text(self, **settings: Any) -> str:
+        """All reports as text; ``settings`` as in ``Report.text``."""
+        return "\n\n".join(report.text(**settings) for report in self.reports)
+
+    def to_json(self) -> str:
+        """A JSON list with one report per graph."""
+        return json.dumps([report.as_dict() for report in self.reports], indent=2)
+
+
+def explain(
+    model: Callable[..., Any],
+    *,
+    loss: Callable[..., torch.Tensor] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **compile_arguments: Any,
+) -> Callable[..., Explanation]:
+    """Trace a model as ``torch.compile(model, backend="hadamard")`` would, and report every decision.
+
+    The forward runs once, by interpretation; no code is generated, no gradient is accumulated.
+
+    Args:
+        model: a module or function.
+        loss: applied to the model's result inside the graph, so that its backward is seen too.
+        options: the backend's options.
+        compile_arguments: passed on to ``torch.compile``, ``dynamic=True`` for instance.
+
+    Returns:
+        a function of the model's inputs that returns the explanation.
+
+    Raises:
+        OverrideError: (from the returned function) an override matches no layer of any graph.
+    """
+    policy = Policy.resolve(options)
+
+    def step(*inputs: Any, **named: Any) -> Any:
+        result = model(*inputs, **named)
+        return result if loss is None else loss(result)
+
+    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        return compile_graph(gm, example_inputs, policy, inner_compile=_interpret)
+
+    def run(*inputs: Any, **named: Any) -> Explanation:
+        seen = len(history.reports())
+        torch.compile(step, backend=backend, **compile_arguments)(*inputs, **named)
+        found = history.reports()[seen:]
+        error = policy.unmatched_error({d.gemm.layer for report in found for d in report.plan.decisions})
+        if error is not None:
+            raise error
+        return Explanation(found)
+
+    return run
+
+
+def _interpret(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+    """A stand-in for Inductor's code generation: run the graph node by node."""
+
+    def boxed(arguments: list[Any]) -> Any:
+        inputs = list(arguments)
+        arguments.clear()
+        return gm(*inputs)
+
+    boxed._boxed_call = True  # type: ignore[attr-defined]
+    return boxed

@@ -1,0 +1,139 @@
+"""Report: what became of one graph, as a value. Text and JSON are views of it; nothing is computed again for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from rich.console import RenderableType
+
+from ..errors import HadamardError, ReportError
+from ..plan import Plan
+from . import text
+
+__all__ = ["Report"]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The plan of one graph and what was measured on it.
+
+    Attributes:
+        plan: every decision, with prices and reasons, and the origin of the settings.
+        name: ``"graph 0"``.
+        versions: of ``"torch"``, ``"triton"``, ``"hadamard_fx"``, ``"python"``.
+        device: for a person, ``"NVIDIA H200"``.
+        saved_before, saved_after: bytes kept between forward and backward, counted on the partitioned graph without and
+            with the rewrites; None where that was not measured or the graph has no backward.
+        saved: (node, bytes, layer) of each tensor that is kept, with the rewrites.
+        from_cache: the graph came from a compilation cache, so this report was stored by an earlier one.
+        warnings: for a person, each a sentence.
+    """
+
+    SCHEMA: ClassVar[str] = "hadamard_fx.report"
+    VERSION: ClassVar[int] = 1
+
+    plan: Plan
+    name: str = "graph"
+    versions: dict[str, str] = field(default_factory=dict, hash=False)
+    device: str = ""
+    saved_before: int | None = None
+    saved_after: int | None = None
+    saved: tuple[tuple[str, int, str], ...] = ()
+    from_cache: bool = False
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Predicted time of all matrix products as chosen."""
+        return sum(decision.cost.seconds for decision in self.plan.decisions)
+
+    @property
+    def exact_seconds(self) -> float:
+        """Predicted time of all matrix products if none were rewritten."""
+        return sum(decision.exact_cost.seconds for decision in self.plan.decisions)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values; ``"totals"`` is there for readers and follows from the rest."""
+        return {
+            "schema": self.SCHEMA,
+            "version": self.VERSION,
+            "name": self.name,
+            "device": self.device,
+            "versions": dict(self.versions),
+            "from_cache": self.from_cache,
+            "warnings": list(self.warnings),
+            "totals": {
+                "products": len(self.plan.decisions),
+                "rewritten": len(self.plan.rewrites()),
+                "predicted_seconds": self.seconds,
+                "predicted_seconds_exact": self.exact_seconds,
+            },
+            "saved_bytes_before": self.saved_before,
+            "saved_bytes_after": self.saved_after,
+            "saved": [{"node": node, "bytes": size, "layer": layer} for node, size, layer in self.saved],
+            "plan": self.plan.to_json(),
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """``as_dict`` as text."""
+        return json.dumps(self.as_dict(), indent=indent, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, data: str) -> Self:
+        """The report that ``to_json`` wrote.
+
+        Raises:
+            ReportError: no JSON, not one of ours, or of a newer schema.
+        """
+        try:
+            fields = json.loads(data)
+        except json.JSONDecodeError as error:
+            raise ReportError(f"a report must be JSON: {error}") from None
+        if not isinstance(fields, dict) or fields.get("schema") != cls.SCHEMA:
+            found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
+            raise ReportError(f"this JSON is no report of hadamard-fx: schema {found!r} instead of {cls.SCHEMA!r}")
+        version = fields.get("version")
+        if version != cls.VERSION:
+            raise ReportError(
+                f"the report has schema version {version!r}, this release reads {cls.VERSION}; "
+                f"update hadamard-fx, or compile again to write a report of this release"
+            )
+        return cls._from_dict(fields)
+
+    @classmethod
+    def _from_dict(cls, fields: dict[str, Any]) -> Self:
+        try:
+            return cls(
+                plan=Plan.from_json(fields["plan"]),
+                name=fields["name"],
+                versions=fields["versions"],
+                device=fields["device"],
+                saved_before=fields["saved_bytes_before"],
+                saved_after=fields["saved_bytes_after"],
+                saved=tuple((entry["node"], entry["bytes"], entry["layer"]) for entry in fields["saved"]),
+                from_cache=fields["from_cache"],
+                warnings=tuple(fields["warnings"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, HadamardError) as error:
+            raise ReportError(f"the report is damaged: {type(error).__name__}: {error}") from None
+
+    def text(self, *, details: bool = False, width: int | None = None) -> str:
+        """For a terminal, without colours.
+
+        Args:
+            details: also every product by itself, with its source line and each rejected scheme, and what is saved.
+            width: in columns; None: the terminal's, 100 where there is none.
+        """
+        return text.plain(self, details=details, width=width)
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def render(self, *, details: bool = False) -> RenderableType:
+        """For a ``rich`` console: the text with colours."""
+        return text.render(self, details=details)
+
+    def __rich__(self) -> RenderableType:
+        return self.render()

@@ -1,0 +1,126 @@
+"""The report as text: one table, a row per product, then the reasons, the totals and where the settings came from."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from ..plan import Decision
+from .table import ProductTable
+from .units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from .report import Report
+
+__all__ = ["plain", "render"]
+
+WIDTH = 100
+
+
+def plain(report: Report, *, details: bool = False, width: int | None = None) -> str:
+    """The report without colours; ``width`` in columns, the terminal's by default."""
+    columns = width or min(max(shutil.get_terminal_size((WIDTH, 24)).columns, 80), 160)
+    console = Console(file=io.StringIO(), width=columns, color_system=None, force_terminal=False, legacy_windows=False)
+    with console.capture() as capture:
+        console.print(render(report, details=details))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def render(report: Report, *, details: bool = False) -> RenderableType:
+    """The report for ``rich``."""
+    parts: list[RenderableType] = [_header(report)]
+    parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
+    if report.plan.decisions:
+        parts += [Text(), ProductTable(report.plan.decisions)]
+    parts += [Text(), _totals(report), Text(), _settings(report)]
+    if details:
+        parts += [*_details(report), *_saved(report)]
+    return Group(*parts)
+
+
+def _header(report: Report) -> Text:
+    kind = "training" if report.plan.training else "inference"
+    line = Text.assemble(("hadamard-fx", "bold"), f"  {report.name}, {kind}")
+    device = report.device or report.plan.device
+    priced = f", priced as {report.plan.device}" if report.plan.device not in ("", device) else ""
+    line.append(f"  ·  {device}{priced}" if device else "")
+    for package in ("torch", "triton"):
+        known = report.versions.get(package, "not installed") != "not installed"
+        line.append(f"  ·  {package} {report.versions[package]}" if known else "", style="dim")
+    line.append("  ·  from the compilation cache" if report.from_cache else "", style="dim")
+    return line
+
+
+def _totals(report: Report) -> RenderableType:
+    decisions, rewritten = report.plan.decisions, report.plan.rewrites()
+    if not decisions:
+        return Text("The graph has no matrix product.")
+    table = Table.grid(padding=(0, 2))
+    table.add_row("products", f"{len(rewritten)} of {len(decisions)} rewritten")
+    ratio = f"  ({report.seconds / report.exact_seconds:.2f}×)" if report.exact_seconds else ""
+    exact, chosen = format_seconds(report.exact_seconds), format_seconds(report.seconds)
+    table.add_row("predicted time of all products", f"{exact} if exact → {chosen}{ratio}")
+    if report.saved_before is not None and report.saved_after is not None:
+        change = f"  ({100 * (report.saved_after / report.saved_before - 1):+.0f} %)" if report.saved_before else ""
+        before, after = format_bytes(report.saved_before), format_bytes(report.saved_after)
+        table.add_row("saved for backward, whole graph", f"{before} if exact → {after}{change.replace('-', '−')}")
+    for scheme in dict.fromkeys(d.scheme for d in rewritten):
+        table.add_row("scheme", str(scheme))
+    return table
+
+
+def _settings(report: Report) -> RenderableType:
+    origins = {"options": "from the options", "environment": "from the environment", "file": "from hadamard.toml"}
+    table = Table.grid(padding=(0, 2))
+    defaults = []
+    for key, (value, origin) in report.plan.settings:
+        if origin == "default":
+            defaults.append(f"{key} = {_value(value)}" if value else key)
+        else:
+            table.add_row(f"{key} = {_value(value)}", Text(origins.get(origin, origin), style="dim"))
+    if defaults:
+        table.add_row(", ".join(defaults), Text("default", style="dim"))
+    return table
+
+
+def _value(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(entry)}" for key, entry in value.items()) + "}"
+    return str(value)
+
+
+def _details(report: Report) -> Iterator[RenderableType]:
+    yield Text("\nEvery product", style="bold")
+    for decision in report.plan.decisions:
+        gemm = decision.gemm
+        yield Text(f"{gemm.node}: {gemm.role} of {gemm.layer or '(no module)'}, {gemm.shape()}, {gemm.dtype}")
+        lines = [f"{decision.scheme}, {_price(decision)}: {decision.reason}"]
+        lines += [f"operands {gemm.left}, {gemm.right}" + (f"; weight {gemm.weight}" if gemm.weight else "")]
+        lines += [f"source {gemm.source}"] if gemm.source else []
+        for other in decision.rejected:
+            price = f", {format_seconds(other.cost.seconds)}" if other.cost else ""
+            lines.append(f"not {other.scheme}{price}: {other.reason}")
+        yield Padding(Text("\n".join(lines), style="dim"), (0, 0, 0, 2))
+
+
+def _price(decision: Decision) -> str:
+    if not decision.rewritten:
+        return format_seconds(decision.cost.seconds)
+    return f"{format_seconds(decision.cost.seconds)} instead of {format_seconds(decision.exact_cost.seconds)}"
+
+
+def _saved(report: Report) -> Iterator[RenderableType]:
+    if not report.saved:
+        return
+    yield Text("\nSaved for backward", style="bold")
+    table = Table.grid(padding=(0, 2))
+    for node, size, layer in sorted(report.saved, key=lambda entry: -entry[1]):
+        table.add_row(Text(format_bytes(size), justify="right"), node, Text(layer, style="dim"))
+    yield table

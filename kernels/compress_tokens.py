@@ -1,0 +1,137 @@
+"""compress_tokens: Q(Ĥ x) along the tokens, transposed, for g_w = Q(Ĥ g_y)ᵀ · Q(Ĥ x).
+
+Ĥ keeps the ``rank`` lowest sequencies of every block of ``order`` tokens, so that the product contracts over rank/order
+of the tokens; x compressed in the forward is what is saved for the backward (activation buffer compression).
+
+Source: HOT (arXiv 2503.21261), section 3, "HLA" and "ABC". A scale may vary along channels (they are not contracted);
+along tokens only by groups whose partial sums the product rescales.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .library import Kernel, register
+from .rounding import dither, reference_uniform, round_to_integer
+from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales
+from .traffic import ALIGNMENT, SCALE_BYTES, Expression, Traffic, ceil_div, padded
+from .walsh import token_transform, walsh_reference
+
+__all__ = ["KERNEL", "compress", "cpu", "fake", "reference", "traffic"]
+
+SCHEMA = (
+    "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group)"
+    " -> (Tensor q, Tensor scales)"
+)
+
+
+def reference(
+    x: Tensor, seed: int | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
+) -> tuple[Tensor, Tensor]:
+    """The formula in float64, element by element where it rounds.
+
+    Args:
+        x: [L, C].
+        seed: of the stochastic rounding; ``rounding`` is ``"nearest"`` or ``"stochastic"`` here.
+        order, rank, bits, scale, rounding, group: as in ``hadamard_fx.scheme.LowRank``.
+
+    Returns:
+        q [C, Lp] as float64 integers, and the scale [G, C] or [G, 1] in float64.
+    """
+    tokens, channels = x.shape
+    blocks, kept = -(-tokens // order), padded_kept(tokens, order, rank)
+    groups, per_group = (-(-tokens // group), group // order) if group else (1, blocks)
+    extended = torch.nn.functional.pad(x.double(), (0, 0, 0, groups * per_group * order - tokens))
+    v = walsh_reference(order)[:rank] @ extended.view(-1, order, channels)
+    v = v.view(groups, per_group * rank, channels)
+    amax = v.abs().amax((1,) if scale == "channel" else (1, 2), keepdim=True)
+    amax = torch.where(amax < 1e-30, 1e-30, amax)
+    t = (v * (qmax(bits) / amax)).view(-1, channels)[: blocks * rank].t()
+    t = torch.nn.functional.pad(t, (0, kept - blocks * rank))
+    if rounding == "nearest":
+        q = t.round()
+    else:
+        assert seed is not None and rounding == "stochastic"
+        u = [reference_uniform(i, seed) for i in range(channels * kept)]
+        q = (t + torch.tensor(u, dtype=torch.float64).view(channels, kept)).floor()
+    return q.clamp(-qmax(bits), qmax(bits)), (amax * scale_factor(bits, order)).view(groups, -1)
+
+
+def compress(
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    channelwise: bool,
+    rounding: str,
+    group: int,
+    carrier: str,
+) -> tuple[Tensor, Tensor]:
+    """What ``cpu`` and the weight's kernel share. q is a transposed view: its memory keeps x's order of axes."""
+    tokens, channels = x.shape
+    kept = padded_kept(tokens, order, rank)
+    per_group = group // order if group else 1
+    multiple = math.lcm(ALIGNMENT // math.gcd(ALIGNMENT, rank), per_group)
+    v = token_transform(x, order, rank, multiple)
+    chunks = -(-tokens // (order * multiple))  # not read from v's shape: symbolic sizes stay products
+    groups, per_group = (chunks * (multiple // per_group), per_group) if group else (1, chunks * multiple)
+    rows = groups * per_group * rank
+    v = v.reshape(groups, per_group * rank, channels)
+    amax = v.abs().amax((1,) if channelwise else (1, 2), keepdim=True)
+    factor, dequantise = scales(amax, bits, order)
+    index = torch.arange(rows, dtype=torch.int32, device=x.device)[:, None]
+    index = index + (torch.arange(channels, dtype=torch.int32, device=x.device) * kept)[None, :]
+    offset = dither(v, index.reshape(groups, per_group * rank, channels), seed, rounding)
+    q = round_to_integer(v * factor, offset, qmax(bits)).to(carrier_dtype(carrier))
+    dequantise = dequantise.reshape(groups, channels if channelwise else 1)
+    return q.reshape(rows, channels)[:kept].t(), dequantise[: -(-tokens // group)] if group else dequantise
+
+
+def cpu(
+    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
+) -> tuple[Tensor, Tensor]:
+    """The operator in functional PyTorch; same arguments and results as ``torch.ops.hadamard.compress_tokens``."""
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        q, empty = fake(x, seed, order, rank, bits, scale, rounding, group)
+        return q.zero_(), empty.zero_()
+    return compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8")
+
+
+def fake(
+    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
+) -> tuple[Tensor, Tensor]:
+    """Shapes: q int8 [C, Lp], scale float32 [G, C] (``"channel"``) or [G, 1] (``"tensor"``)."""
+    tokens, channels = x.shape
+    groups = -(-tokens // group) if group else 1
+    q = x.new_empty((channels, padded_kept(tokens, order, rank)), dtype=torch.int8)
+    return q, x.new_empty((groups, channels if scale == "channel" else 1), dtype=torch.float32)
+
+
+def traffic(
+    tokens: Expression, channels: Expression, order: int, rank: int, itemsize: int, group: int = 0
+) -> Traffic:
+    """One write of rank/order of the elements in int8; one read where a group's scale is known after one pass.
+
+    Args:
+        tokens, channels: of x.
+        order, rank: of the transform.
+        itemsize: bytes of one element of x.
+        group: tokens per scale; 0 needs the largest magnitude of all tokens first: a second read.
+    """
+    kept = padded(ceil_div(tokens, order) * rank)
+    groups = ceil_div(tokens, group) if group else 1
+    reads = 1 if group else 2
+    return Traffic(
+        "compress_tokens",
+        reads * tokens * channels * itemsize,
+        channels * kept + SCALE_BYTES * groups * channels,
+        channels * kept * (2 * order + 10),
+        "vector",
+    )
+
+
+KERNEL = register(Kernel("compress_tokens", SCHEMA, reference, cpu, fake, traffic))

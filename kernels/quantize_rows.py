@@ -1,0 +1,97 @@
+"""quantize_rows: Q(x (I ⊗ H)) along the rows' own axis, the left operand of g_x = Q(g_y H) · Q(Hᵀ w).
+
+Source: HOT (arXiv 2503.21261), section 3, "HQ": full rank, b bits, per-tensor or per-token scale, stochastic rounding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .library import Kernel, register
+from .rounding import dither, flat_index, reference_uniform, round_to_integer
+from .scaling import carrier_dtype, padded_columns, qmax, scale_factor, scales
+from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
+from .walsh import block_transform, walsh_reference
+
+__all__ = ["KERNEL", "cpu", "fake", "reference", "traffic"]
+
+SCHEMA = (
+    "(Tensor x, Tensor? seed, int order, int bits, str scale, str rounding, str carrier) -> (Tensor q, Tensor scales)"
+)
+
+
+def reference(
+    x: Tensor, seed: int | None, order: int, bits: int, scale: str, rounding: str, carrier: str
+) -> tuple[Tensor, Tensor]:
+    """The formula in float64, element by element where it rounds.
+
+    Args:
+        x: [R, K].
+        seed: of the stochastic rounding; ``rounding`` is ``"nearest"`` or ``"stochastic"`` here.
+        order, bits, scale, rounding, carrier: as in ``hadamard_fx.scheme.Hadamard``.
+
+    Returns:
+        q [R, Kp] as float64 integers, and the scale [1, R] or [1, 1] in float64; q·scale ≈ x (I ⊗ H)/√order.
+    """
+    rows, columns = x.shape
+    width = padded_columns(columns, order)
+    extended = torch.nn.functional.pad(x.double(), (0, width - columns)).view(rows, -1, order)
+    v = (extended @ walsh_reference(order)).view(rows, width)
+    amax = v.abs().amax(1, keepdim=True) if scale == "token" else v.abs().amax().view(1, 1)
+    amax = torch.where(amax < 1e-30, 1e-30, amax)
+    t = v * (qmax(bits) / amax)
+    if rounding == "nearest":
+        q = t.round()
+    else:
+        assert seed is not None and rounding == "stochastic"
+        u = [reference_uniform(i, seed) for i in range(rows * width)]
+        q = (t + torch.tensor(u, dtype=torch.float64).view(rows, width)).floor()
+    return q.clamp(-qmax(bits), qmax(bits)), (amax * scale_factor(bits, order)).t()
+
+
+def cpu(
+    x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
+) -> tuple[Tensor, Tensor]:
+    """The operator in functional PyTorch; same arguments and results as ``torch.ops.hadamard.quantize_rows``."""
+    if x.shape[0] == 0 or x.shape[1] == 0:
+        return _empty(x, order, scale, carrier)
+    v = block_transform(x, order, max(order, 16))
+    amax = v.abs().amax(1, keepdim=True) if scale == "token" else v.abs().amax().view(1, 1)
+    factor, dequantise = scales(amax, bits, order)
+    offset = dither(v, flat_index(v.shape[0], v.shape[1], v.device), seed, rounding)
+    q = round_to_integer(v * factor, offset, qmax(bits))
+    return q.to(carrier_dtype(carrier)), dequantise.t()
+
+
+def fake(
+    x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
+) -> tuple[Tensor, Tensor]:
+    """Shapes: q [R, Kp], scale float32 [1, R] (``"token"``) or [1, 1] (``"tensor"``)."""
+    rows, columns = x.shape
+    q = x.new_empty((rows, padded_columns(columns, order)), dtype=carrier_dtype(carrier))
+    return q, x.new_empty((1, rows if scale == "token" else 1), dtype=torch.float32)
+
+
+def _empty(x: Tensor, order: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
+    """Zeros of the right shapes: nothing to quantise."""
+    q, scales_ = fake(x, None, order, 2, scale, "nearest", carrier)
+    return q.zero_(), scales_.zero_()
+
+
+def traffic(rows: Expression, k: Expression, order: int, itemsize: int, scale: str = "token") -> Traffic:
+    """One read and one write; a scale per tensor must see everything before it rounds anything: a second read.
+
+    Args:
+        rows, k: of x.
+        order: of the transform.
+        itemsize: bytes of one element of x.
+        scale: ``"token"`` or ``"tensor"``.
+    """
+    reads = 1 if scale == "token" else 2
+    width = ceil_div(k, max(order, 16)) * max(order, 16)
+    operations = rows * width * (2 * order + 10)
+    return Traffic("quantize_rows", reads * rows * k * itemsize, rows * width + SCALE_BYTES * rows, operations, "vector")
+
+
+KERNEL = register(Kernel("quantize_rows", SCHEMA, reference, cpu, fake, traffic))

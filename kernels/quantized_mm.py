@@ -1,0 +1,212 @@
+"""The product of two quantised operands, with the scales applied where the result is still in registers.
+
+Both operands are K-major: ``a`` [M, K] and ``b`` [N, K] hold integers, in int8 or in float8_e4m3 (which holds up to four
+bits exactly). The result is
+
+    out[m, n] = Σ_g scale_a[g, m] · scale_b[g, n] · Σ_{k in group g} a[m, k] · b[n, k]
+
+The inner sum is exact integer arithmetic, so it is the same on every device, bit for bit; law 2 of the algorithms (a
+scale may not vary along the contracted axis unless each block's partial sum is rescaled) is the outer sum, in float32.
+HOT (arXiv 2503.21261, section 3) has one group: g_x = s_g s_w/16 · Q4(g_y B16)·Q4(B16ᵀ w), and likewise g_w; here the
+factor of the transform is part of the scales.
+
+An int32 holds the sum of ``EXACT_COLUMNS`` products of int8; a longer contraction is cut there, and the pieces, which
+share one scale, are added in float32. A NaN or infinite scale reaches every element that it belongs to.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import torch
+
+from hadamard_fx.errors import KernelError
+
+from .library import Kernel, register
+from .traffic import SCALE_BYTES, Expression, Traffic
+
+__all__ = ["EXACT_COLUMNS", "QUANTIZED_MM", "check", "cpu", "cuda", "fake", "groups", "integer_mm", "reference", "traffic"]
+
+NAME = "quantized_mm"
+SCHEMA = "(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, int group_k, ScalarType dtype) -> Tensor"
+CARRIERS = (torch.int8, torch.float8_e4m3fn)
+
+EXACT_COLUMNS = 131_072
+"""Columns whose products of two int8 always sum up within an int32: 2^17 · 127² < 2^31."""
+
+_FLOAT32_COLUMNS = 1024
+"""Columns whose products of two int8 sum up exactly in float32: 2^10 · 128² = 2^24."""
+
+
+def reference(
+    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int = 0
+) -> torch.Tensor:
+    """The formula of the module's docstring: integer sums in int64, everything else in float64.
+
+    Args:
+        a, b: [M, K] and [N, K], int8 or float8_e4m3 (integers).
+        scale_a, scale_b: float32 [G, M] or [G, 1], and [G, N] or [G, 1].
+        group_k: columns of a group, 0 for one group of all.
+
+    Returns:
+        float64 [M, N].
+    """
+    left, right = (operand.to(torch.float32).to(torch.int64) for operand in (a, b))
+    step = group_k or max(a.shape[1], 1)
+    out = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64, device=a.device)
+    for g in range(scale_a.shape[0]):
+        columns = slice(g * step, (g + 1) * step)
+        scales = scale_a[g].double()[:, None] * scale_b[g].double()[None, :]
+        out = out + scales * (left[:, columns] @ right[:, columns].T)
+    return out
+
+
+def cpu(
+    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The operator in functional PyTorch. ``a`` and ``b`` may have any strides.
+
+    Traceable with symbolic sizes where ``group_k`` is 0: the product is one ``_int_mm`` and the rescale is pointwise, so
+    that Inductor fuses it with what follows. A symbolic K must stay within ``EXACT_COLUMNS`` (an integer K need not).
+
+    Returns:
+        [M, N] of ``dtype``.
+
+    Raises:
+        KernelError: operands that do not fit each other.
+    """
+    k = a.shape[1]
+    if all(isinstance(size, int) for size in (*a.shape, *b.shape)):
+        check(a, b, scale_a, scale_b, group_k)  # symbolic sizes must not be branched on; the fake checks those
+    if not isinstance(k, int):
+        if group_k:
+            raise KernelError(NAME, f"K={k} group_k={group_k}", "groups of a symbolic K cannot be unrolled; call the operator")
+        return _rescale(integer_mm(a, b), scale_a[:1], scale_b[:1]).to(dtype)
+    out = None
+    for start, stop, g in groups(k, group_k, scale_a.shape[0]):
+        partial = integer_mm(a[:, start:stop], b[:, start:stop])
+        term = _rescale(partial, scale_a[g : g + 1], scale_b[g : g + 1])
+        out = term if out is None else out + term
+    if out is None:
+        return torch.zeros(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
+    return out.to(dtype)
+
+
+def groups(k: int, group_k: int, count: int) -> list[tuple[int, int, int]]:
+    """The pieces (first column, end, row of the scales) that are summed exactly, each before one rescale."""
+    step = group_k or k
+    pieces = []
+    for g in range(count):
+        end = min((g + 1) * step, k)
+        pieces += [(s, min(s + EXACT_COLUMNS, end), g) for s in range(g * step, end, EXACT_COLUMNS)]
+    return pieces
+
+
+def _rescale(partial: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor) -> torch.Tensor:
+    """int32 [M, N] times [1, M] or [1, 1] along the rows, then times [1, N] or [1, 1] along the columns."""
+    return (partial.to(torch.float32) * scale_a.t()) * scale_b
+
+
+def integer_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a bᵀ of integers, exact: int32 [M, N]. |a|, |b| ≤ 128 and at most ``EXACT_COLUMNS`` columns."""
+    if a.dtype != torch.int8:
+        a, b = a.to(torch.float32).to(torch.int8), b.to(torch.float32).to(torch.int8)
+    if int8_product_is_exact():
+        return torch._int_mm(a, b.t())
+    if not isinstance(a.shape[1], int):
+        return (a.to(torch.float64) @ b.to(torch.float64).t()).to(torch.int32)
+    total = None
+    for start in range(0, max(a.shape[1], 1), _FLOAT32_COLUMNS):
+        columns = slice(start, start + _FLOAT32_COLUMNS)
+        partial = (a[:, columns].to(torch.float32) @ b[:, columns].to(torch.float32).t()).to(torch.int32)
+        total = partial if total is None else total + partial
+    assert total is not None
+    return total
+
+
+@functools.cache
+def int8_product_is_exact() -> bool:
+    """Whether this CPU's ``torch._int_mm`` is exact. Without VNNI or AMX it adds pairs in a saturating int16."""
+    result: list[bool] = []
+    # A thread of its own: the question may come up while a graph is traced, and tracing modes are per thread.
+    probe = threading.Thread(target=lambda: result.append(_probe_int8_product()))
+    probe.start()
+    probe.join()
+    return bool(result and result[0])
+
+
+def _probe_int8_product() -> bool:
+    with torch.inference_mode():
+        for left, right in ((127, 127), (-128, 127), (127, -128), (-127, -127)):
+            a = torch.full((32, 256), left, dtype=torch.int8)
+            b = torch.full((32, 256), right, dtype=torch.int8)
+            for operand in (b.t(), b.t().contiguous()):
+                if not bool((torch._int_mm(a, operand) == 256 * left * right).all()):
+                    return False
+    return True
+
+
+def check(a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int) -> None:
+    """Refuse operands that would give a plausible but wrong result."""
+    m, k = a.shape
+    n = b.shape[0]
+    count = scale_a.shape[0]
+    if a.dtype not in CARRIERS or a.dtype != b.dtype:
+        cause = f"both operands must be int8, or both float8_e4m3fn, not {a.dtype} and {b.dtype}"
+    elif b.shape[1] != k:
+        cause = f"the operands contract {k} and {b.shape[1]} columns; both must be K-major, [M, K] and [N, K]"
+    elif scale_a.shape[1] not in (1, m) or scale_b.shape[1] not in (1, n) or scale_b.shape[0] != count:
+        cause = f"scales must be [G, {m}] or [G, 1], and [G, {n}] or [G, 1], not {[*scale_a.shape]}, {[*scale_b.shape]}"
+    elif group_k < 0 or (group_k == 0 and count != 1) or (group_k and not 0 <= k - (count - 1) * group_k):
+        cause = f"{count} rows of scales do not fit groups of {group_k} columns (0 means one group)"
+    elif group_k and k > count * group_k + 15:
+        cause = f"{count} groups of {group_k} columns do not cover {k} columns"
+    else:
+        return
+    raise KernelError(NAME, f"M={m} N={n} K={k} group_k={group_k}", cause)
+
+
+def fake(
+    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """Shape, dtype and (contiguous) strides of the result."""
+    torch._check(a.dim() == 2 and b.dim() == 2 and scale_a.dim() == 2 and scale_b.dim() == 2)
+    torch._check(a.shape[1] == b.shape[1], lambda: "quantized_mm: both operands must be K-major, [M, K] and [N, K]")
+    return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
+
+
+def traffic(m: Expression, n: Expression, k: Expression, carrier: str, out_itemsize: int) -> Traffic:
+    """Bytes and operations of one product; each operand is read once (the tiles share the cache).
+
+    Args:
+        m, n, k: sizes, ints or sympy symbols.
+        carrier: ``"int8"`` or ``"float8_e4m3"``.
+        out_itemsize: bytes of an element of the result.
+    """
+    return Traffic(
+        kernel=NAME,
+        read=(m + n) * k + (m + n) * SCALE_BYTES,
+        written=m * n * out_itemsize,
+        operations=2 * m * n * k,
+        unit="int8" if carrier == "int8" else "float8",
+    )
+
+
+def cuda(
+    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The operator on a CUDA device (``quantized_mm_cuda``).
+
+    Raises:
+        DeviceError: Triton is not installed.
+        KernelError: operands that do not fit each other, or no configuration compiles on this device.
+    """
+    from . import quantized_mm_cuda as launcher  # it needs this module
+
+    out: Any = launcher.launch(a, b, scale_a, scale_b, group_k, dtype)
+    return out  # type: ignore[no-any-return]
+
+
+QUANTIZED_MM = register(Kernel(NAME, SCHEMA, reference, cpu, fake, traffic, cuda))

@@ -1,0 +1,61 @@
+"""Scales: from the largest magnitude to the factor that quantises and the factor that dequantises.
+
+With v the unscaled transform (±1 entries) of order n and b bits: qmax = 2^(b-1) - 1, q = round(v·qmax/amax), and
+q·scale is the *orthonormal* transform for scale = amax/(qmax·√n): the transform's normalisation rides on the scale.
+A NaN or inf in the extent of a scale makes that scale NaN or inf, hence the result, never a plausible number.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from hadamard_fx.errors import SchemeError
+
+from .traffic import ALIGNMENT
+
+__all__ = ["SMALLEST", "carrier_dtype", "padded_columns", "padded_kept", "qmax", "scale_factor", "scales"]
+
+SMALLEST = 1e-30
+"""Magnitudes below count as this: all zeros give q = 0 and no division by zero."""
+
+_CARRIERS = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
+
+
+def qmax(bits: int) -> int:
+    """The largest integer of a symmetric grid: 7 for 4 bits, 127 for 8."""
+    return int(2 ** (bits - 1)) - 1
+
+
+def carrier_dtype(carrier: str) -> torch.dtype:
+    """The dtype that holds the integers.
+
+    Raises:
+        SchemeError: no such carrier.
+    """
+    if carrier not in _CARRIERS:
+        raise SchemeError(f"carrier must be one of {', '.join(_CARRIERS)}, got {carrier!r}")
+    return _CARRIERS[carrier]
+
+
+def padded_columns(columns: int, order: int) -> int:
+    """Kp of a full transform: whole blocks, and a multiple of 16."""
+    return -(-columns // max(order, 16)) * max(order, 16)
+
+
+def padded_kept(tokens: int, order: int, rank: int) -> int:
+    """Lp of a rank cut: ``rank`` columns per started block of ``order`` tokens, rounded up to a multiple of 16."""
+    return -(-(-(-tokens // order) * rank) // ALIGNMENT) * ALIGNMENT
+
+
+def scale_factor(bits: int, order: int) -> float:
+    """scale / amax."""
+    return 1.0 / (qmax(bits) * math.sqrt(order))
+
+
+def scales(amax: Tensor, bits: int, order: int) -> tuple[Tensor, Tensor]:
+    """(qmax/amax, dequantising scale) from the largest magnitudes, float32 in and out; NaN stays NaN."""
+    amax = torch.where(amax < SMALLEST, SMALLEST, amax)
+    return qmax(bits) / amax, amax * scale_factor(bits, order)

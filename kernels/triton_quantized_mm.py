@@ -1,0 +1,214 @@
+"""Triton bodies of ``quantized_mm``: out = Σ_g scale_a[g, :] · scale_b[g, :] · (a_g b_gᵀ).
+
+Two ways to share the work. ``tiles_kernel``: a persistent grid, each program computes whole tiles of the result, in an
+order that keeps neighbours in the cache. ``stream_kernel``: for few tiles and a long contraction (g_w) the work, tiles
+times steps along K, is cut into equal spans, one per program; a tile that several programs share is summed by the last
+of them to arrive, in the order of the spans. So the result never depends on timing: integer sums are exact, and sums of
+groups are always added in the same order.
+
+On sm_90 and later operands come through the bulk copy engine (``TMA``), written as device-side descriptors; elsewhere,
+and where a row does not start at a multiple of 16 bytes, through masked loads of the same tiles.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["set_allocator", "stream_kernel", "tiles_kernel"]
+
+set_allocator = triton.set_allocator
+
+
+@triton.jit
+def _operand(pointer, rows, k, stride, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr):
+    """What ``_load`` reads from: a descriptor of the matrix [rows, k], or the pointer itself."""
+    if TMA:
+        return tl.make_tensor_descriptor(pointer, shape=[rows, k], strides=[stride, 1], block_shape=[BLOCK, BLOCK_K])
+    else:
+        return pointer
+
+
+@triton.jit
+def _load(source, row, column, rows, end, stride, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, TMA: tl.constexpr):
+    """The tile at (row, column); zeros outside the rows and from column ``end`` on."""
+    if TMA:
+        return source.load([row, column])
+    else:
+        r = row + tl.arange(0, BLOCK)
+        c = column + tl.arange(0, BLOCK_K)
+        mask = (r < rows)[:, None] & (c < end)[None, :]
+        return tl.load(source + r.to(tl.int64)[:, None] * stride + c[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def _scales(pointer, row, rows, step, BLOCK: tl.constexpr):
+    """BLOCK scales from ``row`` on; ``step`` 0 repeats one scale."""
+    r = row + tl.arange(0, BLOCK)
+    return tl.load(pointer + r * step, mask=r < rows, other=0.0)
+
+
+@triton.jit
+def _accumulate(
+    a, b, scale_a, scale_b, row, column, begin, end,
+    M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    INTEGER: tl.constexpr, STEPS: tl.constexpr, TMA: tl.constexpr, IMPRECISE: tl.constexpr,
+):  # fmt: skip
+    """The sum over the K-blocks ``begin``..``end``: unscaled (STEPS 0), or scaled per group of STEPS blocks, in float32."""
+    part_type: tl.constexpr = tl.int32 if INTEGER else tl.float32
+    part = tl.zeros((BLOCK_M, BLOCK_N), dtype=part_type)
+    if STEPS == 0:
+        for block in range(begin, end):
+            k = block * BLOCK_K
+            x = _load(a, row, k, M, K, stride_a, BLOCK_M, BLOCK_K, TMA)
+            y = _load(b, column, k, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
+            part = tl.dot(x, y.T, part, out_dtype=part_type, max_num_imprecise_acc=IMPRECISE)
+        return part
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for block in range(begin, end):
+            group = block // STEPS
+            k = group * group_k + (block % STEPS) * BLOCK_K
+            stop = min((group + 1) * group_k, K)
+            x = _load(a, row, k, M, stop, stride_a, BLOCK_M, BLOCK_K, TMA)
+            y = _load(b, column, k, N, stop, stride_b, BLOCK_N, BLOCK_K, TMA)
+            part = tl.dot(x, y.T, part, out_dtype=part_type, max_num_imprecise_acc=IMPRECISE)
+            if block % STEPS == STEPS - 1:
+                s = _scales(scale_a + group * jump_a, row, M, step_a, BLOCK_M)
+                t = _scales(scale_b + group * jump_b, column, N, step_b, BLOCK_N)
+                total += part.to(tl.float32) * s[:, None] * t[None, :]
+                part = tl.zeros((BLOCK_M, BLOCK_N), dtype=part_type)
+        return total
+
+
+@triton.jit
+def _write(
+    total, out, scale_a, scale_b, row, column, M, N, stride, step_a, step_b,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """Scale (unless the groups were) and store one tile."""
+    value = total.to(tl.float32)
+    if STEPS == 0:
+        value = value * _scales(scale_a, row, M, step_a, BLOCK_M)[:, None]
+        value = value * _scales(scale_b, column, N, step_b, BLOCK_N)[None, :]
+    r = row + tl.arange(0, BLOCK_M)
+    c = column + tl.arange(0, BLOCK_N)
+    mask = (r < M)[:, None] & (c < N)[None, :]
+    tl.store(out + r.to(tl.int64)[:, None] * stride + c[None, :], value.to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """Row and column of a tile, GROUP_M rows of tiles at a time, so that programs side by side share operands."""
+    width = GROUP_M * tiles_n
+    first = (tile // width) * GROUP_M
+    height = min(tiles_m - first, GROUP_M)
+    return first + (tile % width) % height, (tile % width) // height
+
+
+@triton.jit
+def tiles_kernel(
+    a_pointer, b_pointer, scale_a, scale_b, out,
+    M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    STEPS: tl.constexpr, TMA: tl.constexpr, TMA_STORE: tl.constexpr, FLATTEN: tl.constexpr, IMPRECISE: tl.constexpr,
+):  # fmt: skip
+    """Whole tiles, persistently. ``blocks``: K-blocks of a tile."""
+    INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
+    a = _operand(a_pointer, M, K, stride_a, BLOCK_M, BLOCK_K, TMA)
+    b = _operand(b_pointer, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
+    if TMA_STORE:
+        target = tl.make_tensor_descriptor(
+            out, shape=[M, N], strides=[stride_out, 1], block_shape=[BLOCK_M, BLOCK_N // 2]
+        )
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=FLATTEN):
+        tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP_M)
+        row = tile_m * BLOCK_M
+        column = tile_n * BLOCK_N
+        total = _accumulate(
+            a, b, scale_a, scale_b, row, column, 0, blocks,
+            M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
+            BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, IMPRECISE,
+        )  # fmt: skip
+        if TMA_STORE:
+            value = total.to(tl.float32)
+            if STEPS == 0:
+                value = value * _scales(scale_a, row, M, step_a, BLOCK_M)[:, None]
+                value = value * _scales(scale_b, column, N, step_b, BLOCK_N)[None, :]
+            # Half a tile at a time, so that the staging buffer leaves room for one more stage of operands.
+            halves = tl.permute(tl.reshape(value.to(out.dtype.element_ty), (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
+            left, right = tl.split(halves)
+            target.store([row, column], left)
+            target.store([row, column + BLOCK_N // 2], right)
+        else:
+            _write(
+                total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
+            )
+
+
+@triton.jit
+def stream_kernel(
+    a_pointer, b_pointer, scale_a, scale_b, out,
+    M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
+    partials, arrived,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    STEPS: tl.constexpr, TMA: tl.constexpr, IMPRECISE: tl.constexpr,
+):  # fmt: skip
+    """Equal spans of (tile, unit), a unit being a K-block, or a group of STEPS of them.
+
+    ``partials`` [2 · programs, BLOCK_M · BLOCK_N], int32 or float32, uninitialised: a program leaves at most two
+    unfinished tiles, the one it starts within (slot 0) and the one it stops within (slot 1).
+    ``arrived`` int32 [tiles], zeros: units that are ready. No program ever waits for another.
+    There must be at least as many units as programs.
+    """
+    INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
+    UNIT: tl.constexpr = 1 if STEPS == 0 else STEPS
+    a = _operand(a_pointer, M, K, stride_a, BLOCK_M, BLOCK_K, TMA)
+    b = _operand(b_pointer, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    per_tile = blocks // UNIT
+    units = (tiles_m * tiles_n * per_tile).to(tl.int64)
+    programs = tl.num_programs(0)
+    program = tl.program_id(0)
+    unit = (program * units // programs).to(tl.int32)
+    stop = ((program + 1) * units // programs).to(tl.int32)
+    inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    while unit < stop:
+        tile = unit // per_tile
+        first = unit % per_tile
+        last = min(per_tile, first + stop - unit)
+        tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP_M)
+        row = tile_m * BLOCK_M
+        column = tile_n * BLOCK_N
+        total = _accumulate(
+            a, b, scale_a, scale_b, row, column, first * UNIT, last * UNIT,
+            M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
+            BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, IMPRECISE,
+        )  # fmt: skip
+        if last - first == per_tile:
+            _write(
+                total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
+            )
+        else:
+            slot = 2 * program + (first == 0).to(tl.int32)
+            tl.store(partials + slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + inside, total)
+            tl.debug_barrier()  # every thread has stored before one of them says so
+            ready = tl.atomic_add(arrived + tile, last - first, sem="acq_rel") + (last - first)
+            if ready == per_tile:
+                start = tile.to(tl.int64) * per_tile
+                one = (((start + 1) * programs - 1) // units).to(tl.int32)  # the program that holds the first unit
+                other = (((start + per_tile) * programs - 1) // units).to(tl.int32)  # and the one with the last
+                total = tl.zeros_like(total)
+                for q in range(one, other + 1):
+                    slot = 2 * q + (q * units // programs <= start).to(tl.int32)
+                    source = partials + slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + inside
+                    total += tl.load(source, cache_modifier=".cg")  # written by other processors: not from L1
+                _write(
+                    total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b,
+                    BLOCK_M, BLOCK_N, STEPS,
+                )  # fmt: skip
+        unit += last - first

@@ -1,0 +1,90 @@
+"""Choose a scheme for every product: what the policy allows, what is legal, what the price says.
+
+A product that is left alone is a decision with a reason, never a silence.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.plan import Candidate, Cost, Decision, Gemm, Role
+from hadamard_fx.policy import Policy
+from hadamard_fx.scheme import Exact, Scheme
+
+from .rule import rule_of
+
+GAIN = 0.95
+"""A scheme must be predicted to take less than this share of the exact product's time: the first price is no better."""
+
+_ALWAYS_EXACT = {
+    Role.FORWARD: "the forward stays in full precision (HOT, section 3)",
+    Role.ACTIVATION: "a product of two activations, not of a layer's weight",
+}
+
+
+@dataclass(frozen=True)
+class ChooseSchemes:
+    """Products ⇒ decisions.
+
+    Attributes:
+        policy: what the user asked for.
+        profile: the device whose prices count.
+    """
+
+    name: ClassVar[str] = "choose-schemes"
+    policy: Policy
+    profile: DeviceProfile
+
+    def decide(self, gemms: tuple[Gemm, ...]) -> tuple[Decision, ...]:
+        """One decision per product, in order."""
+        sharing = Counter(gemm.saved for gemm in gemms if gemm.role is Role.GRAD_WEIGHT)
+        return tuple(self._decide(gemm, max(sharing[gemm.saved], 1)) for gemm in gemms)
+
+    def _decide(self, gemm: Gemm, sharing: int) -> Decision:
+        exact = Exact()
+        exact_cost = rule_of(exact).price(exact, gemm, self.profile, sharing)
+        if gemm.role in _ALWAYS_EXACT:
+            return Decision(gemm, exact, exact_cost, exact_cost, _ALWAYS_EXACT[gemm.role])
+        choice = self.policy.choice(gemm.layer, gemm.role)
+        priced: list[tuple[Scheme, Cost]] = []
+        rejected: list[Candidate] = []
+        for asked in choice.schemes:
+            if isinstance(asked, Exact):
+                continue
+            rule = rule_of(asked)
+            scheme = rule.refine(asked, gemm, self.profile)
+            if reason := rule.illegal(scheme, gemm):
+                rejected.append(Candidate(scheme, reason))
+            else:
+                priced.append((scheme, rule.price(scheme, gemm, self.profile, sharing)))
+        if not choice.priced and priced:
+            return self._forced(gemm, priced, rejected, exact_cost, choice.origin)
+        return self._cheapest(gemm, priced, rejected, exact_cost, choice.origin)
+
+    def _forced(
+        self, gemm: Gemm, priced: list[tuple[Scheme, Cost]], rejected: list[Candidate], exact_cost: Cost, origin: str
+    ) -> Decision:
+        (scheme, cost), *others = priced
+        passed_over = [Candidate(other, f"{origin} asks for {scheme}", price) for other, price in others]
+        passed_over.append(Candidate(Exact(), f"{origin} asks for {scheme}", exact_cost))
+        return Decision(gemm, scheme, cost, exact_cost, f"{origin} asks for it", (*rejected, *passed_over))
+
+    def _cheapest(
+        self, gemm: Gemm, priced: list[tuple[Scheme, Cost]], rejected: list[Candidate], exact_cost: Cost, origin: str
+    ) -> Decision:
+        best = min(priced, key=lambda entry: entry[1].seconds, default=None)
+        if best is None or best[1].seconds >= GAIN * exact_cost.seconds:
+            rejected += [Candidate(s, _no_gain(c, exact_cost), c) for s, c in priced]
+            reason = f"{origin} asks for it" if not rejected else "; ".join(dict.fromkeys(c.reason for c in rejected))
+            return Decision(gemm, Exact(), exact_cost, exact_cost, reason, tuple(rejected))
+        gain = f"predicted {exact_cost.seconds / best[1].seconds:.2f}× faster than exact"
+        rejected += [Candidate(s, "predicted slower than the choice", c) for s, c in priced if s != best[0]]
+        rejected.append(Candidate(Exact(), gain.replace("faster than exact", "slower than the choice"), exact_cost))
+        return Decision(gemm, best[0], best[1], exact_cost, gain, tuple(rejected))
+
+
+def _no_gain(cost: Cost, exact_cost: Cost) -> str:
+    return f"no gain predicted: {exact_cost.seconds / cost.seconds:.2f}× of exact's speed"

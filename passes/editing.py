@@ -1,0 +1,140 @@
+"""Inserting nodes into a joint graph: every new node gets ``meta["val"]`` from its op's fake, and shared work is made once."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from hadamard_fx import compat
+
+from .joint_graph import VIEWS, JointGraph, strip_transpose, strip_views, value
+
+aten = torch.ops.aten
+
+SAVE = "hadamard_fx_save"
+"""``meta`` key of an op whose results the forward must keep for the backward."""
+
+_INHERITED = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace", "seq_nr", "original_aten", "custom")
+_RECOMPUTE = ("recompute", "ac_graph_id")
+
+
+class GraphEditor:
+    """Builds nodes in a joint graph; work that several products share is built once.
+
+    Args:
+        joint: the graph and its closures, which hold for the nodes that were there before the first edit.
+        rewritten: names of the products that the plan rewrites.
+    """
+
+    def __init__(self, joint: JointGraph, rewritten: frozenset[str]) -> None:
+        self.joint = joint
+        self.graph = joint.graph
+        self._rewritten = rewritten
+        self._made: dict[Hashable, Any] = {}
+        self._seed_vectors: dict[torch.device, fx.Node] = {}
+
+    def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, *, backward: bool) -> fx.Node:
+        """A new call in front of the current insertion point.
+
+        Args:
+            target: an op overload.
+            args: nodes and constants.
+            like: the node whose module, source line and sequence number the new one inherits.
+            backward: the partitioner must compute it in the backward graph.
+        """
+        node = self.graph.call_function(target, args)
+        node.meta.update({key: like.meta[key] for key in _INHERITED if key in like.meta})
+        fakes = fx.map_arg(args, lambda operand: operand.meta["val"])
+        with compat.fresh_fake_mode([a for a in fakes if isinstance(a, torch.Tensor)]):
+            node.meta["val"] = target(*fakes)
+        if backward:
+            node.meta["partitioner_tag"] = "must_be_in_backward"
+        return node
+
+    def results(self, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
+        """The ``getitem`` nodes of a call with several results."""
+        parts = []
+        for index in range(count):
+            part = self.graph.call_function(operator.getitem, (node, index))
+            part.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+            part.meta["val"] = node.meta["val"][index]
+            parts.append(part)
+        return tuple(parts)
+
+    def once(self, key: Hashable, build: Callable[[], Any]) -> Any:
+        """``build()`` the first time that ``key`` is seen, the same nodes afterwards."""
+        if key not in self._made:
+            self._made[key] = build()
+        return self._made[key]
+
+    def transposed(self, node: fx.Node, *, backward: bool) -> fx.Node:
+        """``node`` with its two axes swapped; a transpose of a transpose is the node itself."""
+        base, swapped = strip_transpose(node)
+        if swapped:
+            return base
+        return self.call(aten.permute.default, (node, [1, 0]), node, backward=backward)
+
+    def seed(self, device: torch.device, like: fx.Node) -> fx.Node:
+        """A 0-d int64 tensor on ``device``: a fresh random seed per step, one per call of this method."""
+        if device not in self._seed_vectors:
+            self._seed_vectors[device] = self._draw_seeds(device, like)
+        vector = self._seed_vectors[device]
+        index = vector.args[0]
+        assert isinstance(index, int)
+        vector.args = (index + 1, *vector.args[1:])
+        with compat.fresh_fake_mode([value(vector)]):
+            vector.meta["val"] = value(vector).new_empty([index + 1])
+        return self.call(aten.select.int, (vector, 0, index), like, backward=True)
+
+    def _draw_seeds(self, device: torch.device, like: fx.Node) -> fx.Node:
+        first = next(node for node in self.graph.nodes if node.op != "placeholder")
+        with self.graph.inserting_before(first):
+            vector = self.graph.call_function(compat.seeds_op, (0, device))
+        vector.meta["partitioner_tag"] = "must_be_in_backward"
+        mode = compat.fresh_fake_mode([like.meta["val"]])
+        with mode:
+            vector.meta["val"] = torch.empty([0], dtype=torch.int64, device=device)
+        return vector
+
+    def behind(self, node: fx.Node) -> AbstractContextManager[Any]:
+        """Insert right behind ``node``, so that what it computes need not live any longer; behind the inputs at least."""
+        following = node.next
+        while following.op == "placeholder":
+            following = following.next
+        return self.graph.inserting_before(following)
+
+    def kept_anyway(self, node: fx.Node) -> bool:
+        """Some backward node that the plan leaves alone reads ``node``'s memory, so that the backward holds it anyhow."""
+        readers = (user for user in self._readers(node) if user in self.joint.tangent_closure)
+        return any(user.name not in self._rewritten for user in readers)
+
+    def enters_checkpoint(self, node: fx.Node) -> bool:
+        """``node`` is made outside of a checkpointed region and read inside: recomputation holds it anyhow."""
+        outside = "recompute" not in node.meta
+        return outside and any("recompute" in user.meta for user in self._readers(node))
+
+    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Everything that reads ``node``'s memory, through any chain of views of the forward."""
+        views = [strip_views(node)]
+        for view in views:
+            for user in view.users:
+                if user.target in VIEWS and user not in self.joint.tangent_closure:
+                    views.append(user)
+                else:
+                    yield user
+
+
+def inherit_recomputation(node: fx.Node, origin: fx.Node) -> bool:
+    """In a checkpointed region the user decided what is kept: follow the tensor that is compressed.
+
+    Returns:
+        whether ``origin`` lies in such a region.
+    """
+    tags = {key: origin.meta[key] for key in _RECOMPUTE if key in origin.meta}
+    node.meta.update(tags)
+    return "recompute" in tags

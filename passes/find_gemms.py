@@ -1,0 +1,167 @@
+"""Find every matrix product of a joint graph and say what it computes for which layer (design, section 3: roles).
+
+A backward product has one operand in T. It belongs to the forward product with its ``seq_nr``: if its other operand is the
+forward's left one, it is the gradient of the right one, and the other way round. "The other operand is a placeholder, so it
+is the weight" would be wrong: a first layer's x is a placeholder too.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.fx as fx
+
+from hadamard_fx import compat
+from hadamard_fx.plan import Gemm, Role, Size
+
+from .joint_graph import JointGraph, source_line, strip_transpose, strip_views, value
+
+aten = torch.ops.aten
+
+LEFT_OPERAND = {
+    aten.mm.default: 0,
+    aten.addmm.default: 1,
+    aten.bmm.default: 0,
+    aten.baddbmm.default: 1,
+}
+"""Position of the left operand; the right one follows it."""
+
+
+@dataclass(frozen=True)
+class FindGemms:
+    """Joint graph ⇒ its products, in graph order."""
+
+    name: ClassVar[str] = "find-gemms"
+
+    def analyse(self, joint: JointGraph) -> tuple[Gemm, ...]:
+        """Every mm, addmm, bmm, baddbmm with role, sizes, layer name and operands."""
+        products = [node for node in joint.graph.nodes if node.target in LEFT_OPERAND]
+        forward = {node: _describe_forward(joint, node) for node in products if not _backward(joint, node)}
+        _separate_layers(forward)
+        partners = _Partners(joint, forward)
+        return tuple(forward[node] if node in forward else partners.describe(node) for node in products)
+
+
+def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The two factors of a product."""
+    first = LEFT_OPERAND[node.target]  # type: ignore[index]
+    left, right = node.args[first], node.args[first + 1]
+    assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
+    return left, right
+
+
+def _backward(joint: JointGraph, node: fx.Node) -> bool:
+    return any(operand in joint.tangent_closure for operand in operands(node))
+
+
+def _size(extent: int | torch.SymInt) -> Size:
+    return Size(compat.lookup_hint(extent), compat.symbol(extent))
+
+
+def _describe(node: fx.Node, role: Role, layer: str, weight: str, frozen: bool, gradient: str = "") -> Gemm:
+    left, right = operands(node)
+    *batch, rows, contracted = value(left).shape
+    return Gemm(
+        node=node.name,
+        role=role,
+        layer=layer,
+        M=_size(rows),
+        N=_size(value(right).shape[-1]),
+        K=_size(contracted),
+        dtype=str(value(left).dtype).removeprefix("torch."),
+        device=value(left).device.type,
+        left=strip_transpose(left)[0].name,
+        right=strip_transpose(right)[0].name,
+        op=str(node.target).split(".")[1],
+        gradient=gradient,
+        batch=_size(batch[0]) if batch else Size(1),
+        weight=weight,
+        frozen=frozen,
+        source=source_line(node),
+    )
+
+
+def _module_of(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    path = ""
+    for entry, _ in stack.values():
+        path = compat.module_path(entry) or path
+    return path
+
+
+def _describe_forward(joint: JointGraph, node: fx.Node) -> Gemm:
+    parameters: frozenset[fx.Node] = frozenset()
+    for operand in reversed(operands(node)):  # the right one first: a layer's weight
+        parameters = parameters or joint.parameters_of.get(operand, frozenset())
+    facts = [joint.facts(parameter) for parameter in sorted(parameters, key=lambda p: p.name)]
+    role = Role.FORWARD if facts else Role.ACTIVATION
+    weight = ", ".join(fact.name for fact in facts)
+    frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
+    layer = _module_of(node) or weight.removesuffix(".weight") or node.name
+    return _describe(node, role, layer, weight, frozen)
+
+
+def _separate_layers(forward: dict[fx.Node, Gemm]) -> None:
+    """Give the products of one module distinct names: by their parameter where that differs, else by their number."""
+    by_layer: dict[str, list[fx.Node]] = defaultdict(list)
+    for node, gemm in forward.items():
+        by_layer[gemm.layer].append(node)
+    for layer, nodes in by_layer.items():
+        if len(nodes) == 1:
+            continue
+        leaves = [forward[node].weight.rpartition(".")[2] for node in nodes]
+        for number, (node, leaf) in enumerate(zip(nodes, leaves, strict=True)):
+            distinct = f"{layer}.{leaf}" if leaf and leaves.count(leaf) == 1 else f"{layer}#{number}"
+            forward[node] = replace(forward[node], layer=distinct)
+
+
+class _Partners:
+    """Finds the forward product that a backward product belongs to."""
+
+    def __init__(self, joint: JointGraph, forward: dict[fx.Node, Gemm]) -> None:
+        self.joint = joint
+        self.forward = forward
+        self.by_sequence: dict[int, list[fx.Node]] = defaultdict(list)
+        for node in forward:
+            if node.meta.get("seq_nr") is not None:
+                self.by_sequence[node.meta["seq_nr"]].append(node)
+
+    def describe(self, node: fx.Node) -> Gemm:
+        left, right = operands(node)
+        in_tangents = [operand in self.joint.tangent_closure for operand in (left, right)]
+        if all(in_tangents):
+            return _describe(node, Role.ACTIVATION, _module_of(node) or node.name, "", False)
+        saved, gradient = (right, "left") if in_tangents[0] else (left, "right")
+        for partner, is_left in self._matches(node, saved):
+            gemm = self.forward[partner]
+            differentiated = operands(partner)[1 if is_left else 0]
+            other = operands(partner)[0 if is_left else 1]
+            if differentiated in self.joint.parameters_of:
+                return _describe(node, Role.GRAD_WEIGHT, gemm.layer, gemm.weight, gemm.frozen, gradient)
+            role = Role.GRAD_INPUT if other in self.joint.parameters_of else Role.ACTIVATION
+            return _describe(node, role, gemm.layer, gemm.weight, gemm.frozen, gradient)
+        return self._without_partner(node, saved, gradient)
+
+    def _matches(self, node: fx.Node, saved: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+        """Forward products that share ``saved`` as an operand, and whether it is their left one."""
+        root = strip_views(saved)
+        for partner in self.by_sequence.get(node.meta.get("seq_nr", -1), ()):
+            left, right = operands(partner)
+            if strip_views(right) is root:
+                yield partner, False
+            if strip_views(left) is root:
+                yield partner, True
+
+    def _without_partner(self, node: fx.Node, saved: fx.Node, gradient: str) -> Gemm:
+        """A product whose forward was traced away (a custom autograd function): only its operands speak."""
+        parameters = self.joint.parameters_of.get(saved, frozenset())
+        facts = [self.joint.facts(parameter) for parameter in sorted(parameters, key=lambda p: p.name)]
+        weight = ", ".join(fact.name for fact in facts)
+        layer = _module_of(node) or weight.removesuffix(".weight") or node.name
+        frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
+        role = Role.GRAD_INPUT if facts else Role.ACTIVATION
+        return _describe(node, role, layer, weight, frozen, gradient)

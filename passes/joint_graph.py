@@ -1,0 +1,166 @@
+"""The joint graph with the facts that every pass asks for: who depends on tangents, who on parameters only.
+
+Notation of the design, section 3: T = the forward closure of the tangents, P = the nodes that depend on parameters only.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from hadamard_fx import compat
+
+aten = torch.ops.aten
+
+VIEWS = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten._unsafe_view.default,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.expand.default,
+        aten.alias.default,
+        aten.detach.default,
+    }
+)
+"""Ops that give the same elements under another shape; no arithmetic, no memory."""
+
+CASTS = frozenset({aten._to_copy.default, torch.ops.prims.convert_element_type.default})
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """What the backend knows about one input of the captured graph.
+
+    Attributes:
+        name: the parameter's full name (``"blocks.0.fc.weight"``), ``""`` where the user's model has none.
+        parameter: it is an ``nn.Parameter``.
+        requires_grad: it is trained; a parameter without is frozen.
+    """
+
+    name: str
+    parameter: bool
+    requires_grad: bool
+
+
+def describe_inputs(gm: fx.GraphModule, example_inputs: Iterable[Any]) -> tuple[GraphInput, ...]:
+    """The facts about a captured graph's inputs, in order."""
+    placeholders = [node for node in gm.graph.nodes if node.op == "placeholder"]
+    described = []
+    for node, value in zip(placeholders, example_inputs, strict=True):
+        parameter = isinstance(value, torch.nn.Parameter)
+        name = compat.module_path(compat.source_name(node)) or node.name
+        trained = isinstance(value, torch.Tensor) and value.requires_grad
+        described.append(GraphInput(name if parameter else "", parameter, trained))
+    return tuple(described)
+
+
+@dataclass
+class JointGraph:
+    """A joint (or inference) graph and what the backend knows of its inputs.
+
+    The closures are computed when first asked for and hold for the nodes that were there then: passes that add nodes take
+    a fresh ``JointGraph``.
+    """
+
+    graph: fx.Graph
+    inputs: tuple[GraphInput, ...] = field(default=())
+
+    def facts(self, placeholder: fx.Node) -> GraphInput:
+        """What is known of a placeholder; an unknown one is an activation."""
+        position, parameter_name = compat.input_position(placeholder)
+        if parameter_name:
+            return GraphInput(parameter_name, True, bool(value(placeholder).requires_grad))
+        if position is not None and position < len(self.inputs):
+            return self.inputs[position]
+        return GraphInput("", False, False)
+
+    @functools.cached_property
+    def tangent_closure(self) -> frozenset[fx.Node]:
+        """T: everything that depends on a gradient."""
+        closure: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            tangent = node.op == "placeholder" and "tangents" in str(node.target)
+            if tangent or any(operand in closure for operand in node.all_input_nodes):
+                closure.add(node)
+        return frozenset(closure)
+
+    @functools.cached_property
+    def parameters_of(self) -> dict[fx.Node, frozenset[fx.Node]]:
+        """P: nodes that depend on parameters only, with the parameters' placeholders."""
+        sources: dict[fx.Node, frozenset[fx.Node]] = {}
+        constant: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                if self.facts(node).parameter:
+                    sources[node] = frozenset({node})
+                continue
+            operands = node.all_input_nodes
+            if node.op != "output" and all(o in sources or o in constant for o in operands):
+                found = frozenset().union(*(sources[o] for o in operands if o in sources))
+                if found:
+                    sources[node] = found
+                else:
+                    constant.add(node)
+        return sources
+
+    @property
+    def training(self) -> bool:
+        return bool(self.tangent_closure)
+
+
+def value(node: fx.Node) -> torch.Tensor:
+    """The fake tensor that stands for a node's result."""
+    result: torch.Tensor = node.meta["val"]
+    return result
+
+
+def strip_transpose(node: fx.Node) -> tuple[fx.Node, bool]:
+    """The node below a chain of 2-D transposes and aliases, and whether it is transposed in the end."""
+    transposed = False
+    while True:
+        if node.target in (aten.alias.default, aten.detach.default):
+            node = node.all_input_nodes[0]
+        elif _swaps_two_axes(node):
+            node, transposed = node.all_input_nodes[0], not transposed
+        else:
+            return node, transposed
+
+
+def _swaps_two_axes(node: fx.Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor) or value(node).dim() != 2:
+        return False
+    if node.target is aten.t.default:
+        return True
+    if node.target is aten.permute.default:
+        return [axis % 2 for axis in node.args[1]] == [1, 0]  # type: ignore[union-attr, operator]
+    return node.target is aten.transpose.int and node.args[1] % 2 != node.args[2] % 2  # type: ignore[operator]
+
+
+def strip_views(node: fx.Node) -> fx.Node:
+    """The node whose memory a chain of views shows."""
+    while node.target in VIEWS:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def source_line(node: fx.Node) -> str:
+    """``"file.py:12: y = self.fc(x)"`` of the user's code, ``""`` when it is not known."""
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]
+    frames = [i for i, line in enumerate(lines) if line.startswith("File ")]
+    if not frames:
+        return ""
+    parts = lines[frames[-1]].split('"')
+    number = lines[frames[-1]].partition("line ")[2].partition(",")[0]
+    code = lines[frames[-1] + 1] if frames[-1] + 1 < len(lines) else ""
+    return f"{parts[1].rsplit('/', 1)[-1]}:{number}: {code}"

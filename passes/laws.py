@@ -1,0 +1,148 @@
+"""What must hold between passes (algorithms, section 1; design, section 5). A violated law stops the compilation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+
+from hadamard_fx import compat
+from hadamard_fx.errors import LawViolation
+from hadamard_fx.kernels.library import NAMESPACE, load
+from hadamard_fx.plan import Plan, Role
+from hadamard_fx.scheme import LowRank
+
+from .find_gemms import LEFT_OPERAND
+from .joint_graph import JointGraph, source_line, value
+
+
+@dataclass(frozen=True)
+class Offence:
+    """Where a law is violated: a node of the graph, or the plan itself (``None``), and what was found."""
+
+    node: fx.Node | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Law:
+    """One sentence and the check that enforces it."""
+
+    sentence: str
+    offences: Callable[[JointGraph, Plan | None], Iterator[Offence]]
+
+
+def enforce(joint: JointGraph, plan: Plan | None, after: str) -> None:
+    """Check every law.
+
+    Raises:
+        LawViolation: names the law, the pass that had just run, the node and the user's source line.
+    """
+    for law in LAWS:
+        for offence in law.offences(joint, plan):
+            name = offence.node.name if offence.node is not None else ""
+            line = source_line(offence.node) if offence.node is not None else ""
+            raise LawViolation(law.sentence, after, name, offence.detail, line)
+
+
+def _calls(joint: JointGraph, name: str) -> Iterator[fx.Node]:
+    return (node for node in joint.graph.nodes if node.target is load()[name].op)
+
+
+def _one_decision_per_product(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    if plan is None:
+        return
+    counted = Counter(decision.gemm.node for decision in plan.decisions)
+    for name, count in counted.items():
+        if count != 1:
+            yield Offence(None, f"{name} has {count} decisions")
+    for node in joint.graph.nodes:
+        if node.target in LEFT_OPERAND and node.name not in counted:
+            yield Offence(node, "a product without a decision")
+
+
+def _low_rank_only_along_tokens(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    for decision in plan.decisions if plan else ():
+        if isinstance(decision.scheme, LowRank) and decision.gemm.role is not Role.GRAD_WEIGHT:
+            yield Offence(None, f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}")
+
+
+def _scales_off_the_contracted_axis(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    for node in _calls(joint, "quantized_mm"):
+        for codes, scale in ((node.args[0], node.args[2]), (node.args[1], node.args[3])):
+            assert isinstance(codes, fx.Node) and isinstance(scale, fx.Node)
+            rows, extent = value(codes).shape[0], value(scale).shape[-1]
+            fits = compat.statically_known_true(extent == 1) or compat.statically_known_true(extent == rows)
+            grouped = not compat.statically_known_true(value(scale).shape[0] == 1)
+            if not fits or (grouped and not node.args[4]):
+                yield Offence(node, f"scale {tuple(value(scale).shape)} for integers {tuple(value(codes).shape)}")
+
+
+def _same_transform_on_both_sides(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    for node in _calls(joint, "quantized_mm"):
+        left, right = (_transform(operand) for operand in node.args[:2])
+        if left != right:
+            yield Offence(node, f"left operand has {left}, right operand {right}")
+
+
+def _transform(operand: object) -> tuple[object, object]:
+    """(order, rank) of the transform that made an operand's integers."""
+    assert isinstance(operand, fx.Node) and isinstance(operand.args[0], fx.Node)
+    made = operand.args[0]
+    if made.target is load()["quantize_weight"].op:
+        return made.args[1], made.args[1]
+    order = made.args[2]
+    return (order, made.args[3]) if made.target is load()["compress_tokens"].op else (order, order)
+
+
+def _values_match_fakes(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    for node in joint.graph.nodes:
+        if node.op == "call_function" and "val" not in node.meta:
+            yield Offence(node, "meta['val'] is missing")
+        elif getattr(node.target, "namespace", "") == NAMESPACE:
+            arguments = fx.map_arg(node.args, lambda operand: operand.meta["val"])
+            with compat.fresh_fake_mode([a for a in arguments if isinstance(a, torch.Tensor)]):
+                fake = node.target(*arguments)
+            if _shapes(fake) != _shapes(node.meta["val"]):
+                yield Offence(node, f"meta['val'] is {_shapes(node.meta['val'])}, the op gives {_shapes(fake)}")
+
+
+def _shapes(result: object) -> list[tuple[str, torch.dtype]]:
+    tensors = [result] if isinstance(result, torch.Tensor) else list(result)  # type: ignore[call-overload]
+    return [(str(tuple(t.shape)), t.dtype) for t in tensors]
+
+
+def _independent_draws(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    for node in joint.graph.nodes:
+        if node.target is compat.seeds_op:
+            drawn = Counter(user.args[2] for user in node.users if user.target is torch.ops.aten.select.int)
+            for user in node.users:
+                if user.target is torch.ops.aten.select.int and (drawn[user.args[2]] > 1 or len(user.users) > 1):
+                    yield Offence(user, "two roundings share a random draw")
+
+
+def _forward_untouched(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    """Without a quantised forward no op of ours may lie on the way to a result of the forward."""
+    made: set[fx.Node] = set()
+    for node in joint.graph.nodes:
+        ours = getattr(node.target, "namespace", "") == NAMESPACE
+        if ours or any(operand in made for operand in node.all_input_nodes):
+            made.add(node)
+    (outputs,) = next(iter(reversed(joint.graph.nodes))).args
+    for node in outputs if isinstance(outputs, (list, tuple)) else ():
+        if isinstance(node, fx.Node) and node in made and node not in joint.tangent_closure:
+            yield Offence(node, "a result of the forward depends on a quantised value")
+
+
+LAWS = (
+    Law("every product has exactly one decision", _one_decision_per_product),
+    Law("low rank is taken along the tokens only", _low_rank_only_along_tokens),
+    Law("scales vary only along axes that are not contracted", _scales_off_the_contracted_axis),
+    Law("both operands carry the same transform along the contracted axis", _same_transform_on_both_sides),
+    Law("every node carries meta['val'], and it matches the op's fake result", _values_match_fakes),
+    Law("every stochastic rounding has a random draw of its own", _independent_draws),
+    Law("the forward is exact", _forward_untouched),
+)

@@ -1,0 +1,113 @@
+"""The order of the passes, with the laws between them.
+
+    joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition ─ LowerToAten
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch.fx as fx
+
+from hadamard_fx import compat
+from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.errors import LawViolation
+from hadamard_fx.kernels.library import NAMESPACE
+from hadamard_fx.plan import Plan
+from hadamard_fx.policy import Policy
+
+from .choose import ChooseSchemes
+from .find_gemms import FindGemms
+from .joint_graph import GraphInput, JointGraph
+from .laws import enforce
+from .lower import LowerToAten
+from .partition import Partitioner, SavedTensor, partition, saved_tensors
+from .rewrite import RewriteGemms
+
+
+@dataclass
+class Pipeline:
+    """The passes of one compilation and what they found.
+
+    Attributes:
+        policy, profile, inputs: everything that decides.
+        plan: the decisions, once the joint graph was seen.
+        saved: what the forward keeps, once the graph was partitioned.
+        saved_exact: what it would keep with every product left alone.
+    """
+
+    policy: Policy
+    profile: DeviceProfile
+    inputs: tuple[GraphInput, ...]
+    plan: Plan | None = None
+    saved: tuple[SavedTensor, ...] = ()
+    saved_exact: tuple[SavedTensor, ...] | None = None
+    _before: fx.GraphModule | None = field(default=None, repr=False)
+    _lowering: LowerToAten = field(default_factory=LowerToAten, repr=False)
+
+    def rewrite_joint(self, graph: fx.Graph) -> None:
+        """Decide on every product of a joint or inference graph and rewrite it in place.
+
+        Raises:
+            LawViolation: a pass broke the graph.
+        """
+        joint = JointGraph(graph, self.inputs)
+        find, choose = FindGemms(), ChooseSchemes(self.policy, self.profile)
+        gemms = find.analyse(joint)
+        decisions = choose.decide(gemms)
+        plan = Plan(decisions, self.profile.name, joint.training, self.policy.settings)
+        enforce(joint, plan, choose.name)
+        self.plan = plan
+        if not plan.rewrites():
+            return
+        self._before = _copy(graph)
+        rewrite = RewriteGemms(plan)
+        rewrite.rewrite(joint)
+        enforce(JointGraph(graph, self.inputs), plan, rewrite.name)
+
+    def partition(
+        self, joint: fx.GraphModule, joint_inputs: object, inner: Partitioner, *, num_fwd_outputs: int, **kwargs: object
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Split the joint graph and measure what is kept, with and without the rewrites."""
+        if self._before is not None:
+            forward, _ = inner(self._before, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
+            self.saved_exact = saved_tensors(forward, num_fwd_outputs)
+            self._before = None
+        parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        self.saved = saved_tensors(parts[0], num_fwd_outputs)
+        if self.saved_exact is None:
+            self.saved_exact = self.saved
+        return parts
+
+    def lower(self, graph: fx.Graph) -> None:
+        """Turn the project's ops into what the device runs."""
+        self._lowering.lower(graph)
+        for node in graph.nodes:
+            if getattr(node.target, "namespace", "") == NAMESPACE and "val" not in node.meta:
+                raise LawViolation("every node carries meta['val']", LowerToAten.name, node.name, "it is missing")
+
+
+def _copy(graph: fx.Graph) -> fx.GraphModule:
+    """A graph module of its own, to be partitioned beside the rewritten one."""
+    copy = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    outputs = copy.graph_copy(graph, values)
+    copy.output(outputs)
+    next(iter(reversed(copy.nodes))).meta = dict(next(iter(reversed(graph.nodes))).meta)
+    owner = graph.owning_module
+    return fx.GraphModule(owner if owner is not None else {}, copy)
+
+
+@functools.cache
+def source_digest() -> str:
+    """SHA-256 over the sources of all passes and of the words they speak: part of every cache key."""
+    digest = hashlib.sha256()
+    package = Path(compat.__file__).resolve().parent
+    folders = (Path(__file__).resolve().parent, package, Path(__file__).resolve().parent.parent / "cost_model")
+    for folder in folders:
+        for path in sorted(folder.glob("*.py")) + sorted(folder.glob("schemes/*.py")):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,34 @@
+"""Replace every product that the plan rewrites by what its scheme's rule builds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from hadamard_fx.plan import Plan
+
+from .editing import GraphEditor
+from .joint_graph import JointGraph
+from .rule import rule_of
+
+
+@dataclass(frozen=True)
+class RewriteGemms:
+    """Plan × joint graph ⇒ joint graph with ``hadamard::*`` ops in place of the chosen products."""
+
+    name: ClassVar[str] = "rewrite-gemms"
+    plan: Plan
+
+    def rewrite(self, joint: JointGraph) -> None:
+        """Edit the graph in place; nodes that the plan leaves alone are not touched."""
+        by_name = {node.name: node for node in joint.graph.nodes}
+        decisions = self.plan.rewrites()
+        editor = GraphEditor(joint, frozenset(d.gemm.node for d in decisions))
+        _ = joint.tangent_closure, joint.parameters_of  # of the graph as it was before the first edit
+        for decision in decisions:
+            node = by_name[decision.gemm.node]
+            with joint.graph.inserting_before(node):
+                product = rule_of(decision.scheme).rewrite(decision.scheme, node, editor)
+            node.replace_all_uses_with(product)
+            joint.graph.erase_node(node)
+        joint.graph.lint()

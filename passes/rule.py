@@ -1,0 +1,112 @@
+"""What a scheme must know to be chosen and rewritten: one ``SchemeRule`` per scheme, one file each in ``passes/schemes``.
+
+A new scheme is one new file there: a frozen dataclass derived from ``Scheme`` and a rule that is registered for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch.fx as fx
+
+from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.errors import SchemeError
+from hadamard_fx.kernels.library import load
+from hadamard_fx.plan import Cost, Gemm, Role, Scheme, Size
+
+from .editing import GraphEditor
+from .joint_graph import value
+
+
+class SchemeRule(ABC):
+    """Legality, price and rewrite of one scheme."""
+
+    scheme: ClassVar[type[Scheme]]
+    roles: ClassVar[frozenset[Role]]
+
+    def refine(self, scheme: Any, gemm: Gemm, profile: DeviceProfile) -> Scheme:
+        """Fill in what the user left to the device."""
+        refined: Scheme = scheme
+        return refined
+
+    def illegal(self, scheme: Any, gemm: Gemm) -> str:
+        """Why the scheme may not compute this product; ``""`` when it may."""
+        return "" if gemm.role in self.roles else f"{scheme.kind} does not apply to a product of role {gemm.role.value}"
+
+    @abstractmethod
+    def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
+        """Predicted seconds and saved bytes; ``sharing`` products have the saved operand in common and split its cost."""
+
+    @abstractmethod
+    def rewrite(self, scheme: Any, node: fx.Node, editor: GraphEditor) -> fx.Node:
+        """Build the new product in front of ``node`` and return it; the caller replaces the uses."""
+
+
+RULES: dict[type[Scheme], SchemeRule] = {}
+
+
+def register_rule(rule: type[SchemeRule]) -> type[SchemeRule]:
+    """Class decorator: make a scheme known to the chooser and to the rewrite."""
+    if rule.scheme in RULES:
+        raise SchemeError(f"two rules for scheme {rule.scheme.kind!r}")
+    RULES[rule.scheme] = rule()
+    return rule
+
+
+@functools.cache
+def load_rules() -> dict[type[Scheme], SchemeRule]:
+    """Import every file of ``passes/schemes`` once."""
+    folder = Path(__file__).resolve().parent / "schemes"
+    for module in pkgutil.iter_modules([str(folder)]):
+        importlib.import_module(f"{__package__}.schemes.{module.name}")
+    return RULES
+
+
+def rule_of(scheme: Scheme) -> SchemeRule:
+    """The rule of a scheme.
+
+    Raises:
+        SchemeError: nobody registered one.
+    """
+    rule = load_rules().get(type(scheme))
+    if rule is None:
+        raise SchemeError(f"scheme {scheme.kind!r} has no rule; decorate one with register_rule")
+    return rule
+
+
+_ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+QUANTISABLE = ("float32", "bfloat16", "float16")
+
+
+def itemsize(gemm: Gemm) -> int:
+    """Bytes of one element of the operands."""
+    return _ITEMSIZE.get(gemm.dtype, 4)
+
+
+def why_not_quantised(gemm: Gemm) -> str:
+    """What keeps a product from the integer kernels, ``""`` when nothing does."""
+    if gemm.dtype not in QUANTISABLE:
+        return f"{gemm.dtype} operands: only {', '.join(QUANTISABLE)} are quantised"
+    if gemm.batch != Size(1):
+        return "a batched product of a parameter is left alone"
+    if gemm.op != "mm":
+        return "a product with a fused addition is left alone in the backward"
+    if 0 in (gemm.M.hint, gemm.N.hint, gemm.K.hint):
+        return "an empty product"
+    if gemm.device == "cuda" and importlib.util.find_spec("triton") is None:
+        return "the kernels need Triton on cuda, which is not installed"
+    return "" if gemm.device in ("cpu", "cuda") else f"there are no kernels for device type {gemm.device}"
+
+
+def product_of_codes(
+    editor: GraphEditor, node: fx.Node, left: tuple[fx.Node, ...], right: tuple[fx.Node, ...], group: int
+) -> fx.Node:
+    """The quantised product of two (integers, scales) pairs, in the dtype of the product that it replaces."""
+    arguments = (left[0], right[0], left[1], right[1], group, value(node).dtype)
+    return editor.call(load()["quantized_mm"].op, arguments, node, backward=True)
