@@ -7,7 +7,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-DEMO := examples/digits.py
+DEMO := examples/digits_vit.py
 
 # The first Python that is new enough, can make a virtual environment and has its C headers (Inductor compiles C++).
 USABLE := import sys, ensurepip, venv, os, sysconfig; sys.exit(sys.version_info < (3, 11) \
@@ -36,6 +36,8 @@ venv: $(STAMP)
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with venv and C headers was found. Install one" \
 	  "(Debian and Ubuntu: python3-venv and python3-dev), or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3"; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null \
+	  || { echo "No C++ compiler was found, which torch.compile needs on a CPU (Debian and Ubuntu: g++)."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 	@if command -v nvidia-smi >/dev/null 2>&1; then echo "NVIDIA GPU: torch comes with CUDA"; else \

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -18,6 +19,7 @@ from .devices import Device, devices
 from .errors import FactoryError, HadamardError, OptionError
 from .factory import load_factory, make
 from .policy import DEFAULTS, PROFILES
+from .report.text import WIDTH
 
 __all__ = ["main"]
 
@@ -28,7 +30,7 @@ _TABLES = tuple(key for key in DEFAULTS if key in ("grad_input", "grad_weight", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. ``--help``, ``--version`` and wrong arguments raise ``SystemExit``."""
     arguments = _parser().parse_args(argv)
-    people = Console(stderr=True, soft_wrap=False)
+    people = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
     try:
         code: int = arguments.run(arguments, people)
         return code

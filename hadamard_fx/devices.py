@@ -43,7 +43,7 @@ class Device:
         """For a terminal."""
         table = Table(box=None, padding=(0, 2, 0, 0))
         for header in ("device", "name", "profile", "memory", "float32", "bfloat16", "int8", "kernels"):
-            table.add_column(header, overflow="fold")
+            table.add_column(header, overflow="fold", no_wrap=header not in ("name", "profile", "kernels"))
         for device in found:
             rates = (f"{device.rates[unit] / 1e12:.3g} TOP/s" for unit in ("float32", "bfloat16", "int8"))
             memory = f"{device.bandwidth / 1e9:.4g} GB/s"

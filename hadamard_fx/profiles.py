@@ -15,11 +15,13 @@ from .scheme import Exact, Hadamard, LowRank, Scheme
 
 __all__ = ["PROFILES", "Profile", "did_you_mean", "parse_scheme", "register_profile"]
 
-KINDS: dict[Role, tuple[type[Scheme], ...]] = {Role.GRAD_INPUT: (Hadamard,), Role.GRAD_WEIGHT: (LowRank,)}
-"""The schemes that a role may have besides exact; the first is meant where a user names no kind.
+DEFAULT_SCHEMES: dict[Role, type[Scheme]] = {Role.GRAD_INPUT: Hadamard, Role.GRAD_WEIGHT: LowRank}
+"""What is meant where a user writes fields and no kind."""
 
-Low rank is legal along the tokens only, hence for the weight's gradient only (law 3 of the algorithms).
-"""
+_ONLY_FOR = {scheme: role for role, scheme in DEFAULT_SCHEMES.items()}
+"""Low rank is legal along the tokens only, hence for the weight's gradient only (law 3 of the algorithms).
+
+A scheme that is not listed may be asked for anywhere; its rule says where it is legal."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Profile:
     def __post_init__(self) -> None:
         if not self.NAME.fullmatch(self.name):
             raise OptionError(f"profile name {self.name!r}: use lower-case letters, digits, - and _, a letter first")
-        for role in (Role.GRAD_INPUT, Role.GRAD_WEIGHT):
+        for role in DEFAULT_SCHEMES:
             if not self.schemes(role):
                 raise OptionError(f"profile {self.name!r} has no scheme for {role}; leave it alone with (Exact(),)")
             for scheme in self.schemes(role):
@@ -57,7 +59,7 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """All that decides, for hashes and reports."""
-        gradients = {str(role): [s.to_json() for s in self.schemes(role)] for role in KINDS}
+        gradients = {str(role): [s.to_json() for s in self.schemes(role)] for role in DEFAULT_SCHEMES}
         return {"name": self.name, "summary": self.summary, "priced": self.priced, **gradients}
 
 
@@ -99,12 +101,12 @@ def parse_scheme(value: object, role: Role, where: str) -> Scheme:
         return _check_role(value, role, where)
     if value == "exact":
         return Exact()
-    default = KINDS[role][0]
+    default = DEFAULT_SCHEMES[role]
     if not isinstance(value, Mapping):
         example = f'{{"bits": 8}} ({default.kind})'
         raise SchemeError(f'{where}: expected "exact" or a table of fields such as {example}, got {value!r}')
     kind = value.get("kind", default.kind)
-    known: dict[str, type[Scheme]] = {"exact": Exact, **{scheme.kind: scheme for scheme in KINDS[role]}}
+    known = _schemes_for(role)
     if not isinstance(kind, str) or kind not in known:
         raise SchemeError(f"{where}: {kind!r} is no scheme for {role};{did_you_mean(str(kind), known)}")
     fields = {key: entry for key, entry in value.items() if key != "kind"}
@@ -115,10 +117,14 @@ def parse_scheme(value: object, role: Role, where: str) -> Scheme:
         raise SchemeError(f"{where}: {error}") from None
 
 
+def _schemes_for(role: Role) -> dict[str, type[Scheme]]:
+    return {kind: scheme for kind, scheme in Scheme.kinds.items() if _ONLY_FOR.get(scheme, role) is role}
+
+
 def _check_role(scheme: Scheme, role: Role, where: str) -> Scheme:
-    if isinstance(scheme, (Exact, *KINDS[role])):
+    if scheme.kind in _schemes_for(role):
         return scheme
-    legal = ", ".join(("exact", *(s.kind for s in KINDS[role])))
+    legal = ", ".join(sorted(_schemes_for(role)))
     raise SchemeError(f"{where}: {scheme.kind!r} is no scheme for {role}; legal: {legal}")
 
 
@@ -127,14 +133,14 @@ def _check_fields(scheme: type[Scheme], fields: Mapping[Any, object], where: str
     for name, value in fields.items():
         if name not in types:
             raise SchemeError(f"{where}: {scheme.kind} has no field {name!r};{did_you_mean(str(name), types)}")
-        # type() and not isinstance(): True is no number of bits.
-        if type(value).__name__ != types[name]:
-            kind = type(value).__name__
+        kind = "None" if value is None else type(value).__name__  # not isinstance(): True is no number of bits
+        if kind not in types[name].split(" | "):
             raise SchemeError(f"{where}: {name} must be of type {types[name]}, got {value!r} ({kind})")
 
 
-# 8-bit integers cost what 4-bit ones in int8 cost, with a smaller error; 4 bits pay only where FP8 carries them.
-_FASTEST = (Exact(), Hadamard(bits=8), Hadamard(bits=4, carrier="float8_e4m3"))
+# Equal prices: the first is taken. 8-bit integers cost what 4-bit ones in int8 cost, with a smaller error; 4 bits pay
+# only on devices that carry them faster in FP8.
+_FASTEST = (Exact(), Hadamard(bits=8), Hadamard(bits=4))
 _AUTO = "the cost model decides, product by product; exact unless a gain is predicted"
 _HOT = "HOT as published (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of-16 g_w, compressed activations"
 register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank()), priced=True))

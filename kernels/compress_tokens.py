@@ -14,13 +14,13 @@ import math
 import torch
 from torch import Tensor
 
-from .library import Kernel, register
+from .library import Kernel, register, triton_bodies
 from .rounding import dither, reference_uniform, round_to_integer
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales
 from .traffic import ALIGNMENT, SCALE_BYTES, Expression, Traffic, ceil_div, padded
 from .walsh import token_transform, walsh_reference
 
-__all__ = ["KERNEL", "compress", "cpu", "fake", "reference", "traffic"]
+__all__ = ["KERNEL", "compress", "cpu", "cuda", "fake", "reference", "traffic"]
 
 SCHEMA = (
     "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group)"
@@ -101,6 +101,16 @@ def cpu(
     return compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8")
 
 
+def cuda(
+    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
+) -> tuple[Tensor, Tensor]:
+    """The operator on CUDA tensors (``triton_tokens.py``)."""
+    results: tuple[Tensor, Tensor] = triton_bodies("tokens").compress_tokens(
+        x, seed, order, rank, bits, scale, rounding, group
+    )
+    return results
+
+
 def fake(
     x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
 ) -> tuple[Tensor, Tensor]:
@@ -134,4 +144,4 @@ def traffic(
     )
 
 
-KERNEL = register(Kernel("compress_tokens", SCHEMA, reference, cpu, fake, traffic))
+KERNEL = register(Kernel("compress_tokens", SCHEMA, reference, cpu, fake, traffic), cuda)

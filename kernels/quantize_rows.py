@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import Kernel, register
+from .library import Kernel, register, triton_bodies
 from .rounding import dither, flat_index, reference_uniform, round_to_integer
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor, scales
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
 from .walsh import block_transform, walsh_reference
 
-__all__ = ["KERNEL", "cpu", "fake", "reference", "traffic"]
+__all__ = ["KERNEL", "cpu", "cuda", "fake", "reference", "traffic"]
 
 SCHEMA = (
     "(Tensor x, Tensor? seed, int order, int bits, str scale, str rounding, str carrier) -> (Tensor q, Tensor scales)"
@@ -64,6 +64,16 @@ def cpu(
     return q.to(carrier_dtype(carrier)), dequantise.t()
 
 
+def cuda(
+    x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
+) -> tuple[Tensor, Tensor]:
+    """The operator on CUDA tensors (``triton_rows.py``)."""
+    results: tuple[Tensor, Tensor] = triton_bodies("rows").quantize_rows(
+        x, seed, order, bits, scale, rounding, carrier
+    )
+    return results
+
+
 def fake(
     x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
 ) -> tuple[Tensor, Tensor]:
@@ -94,4 +104,4 @@ def traffic(rows: Expression, k: Expression, order: int, itemsize: int, scale: s
     return Traffic("quantize_rows", reads * rows * k * itemsize, rows * width + SCALE_BYTES * rows, operations, "vector")
 
 
-KERNEL = register(Kernel("quantize_rows", SCHEMA, reference, cpu, fake, traffic))
+KERNEL = register(Kernel("quantize_rows", SCHEMA, reference, cpu, fake, traffic), cuda)

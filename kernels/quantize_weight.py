@@ -11,11 +11,11 @@ from torch import Tensor
 
 from . import compress_tokens
 from .compress_tokens import compress
-from .library import Kernel, register
+from .library import Kernel, register, triton_bodies
 from .scaling import carrier_dtype, padded_columns
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
 
-__all__ = ["KERNEL", "cpu", "fake", "reference", "traffic"]
+__all__ = ["KERNEL", "cpu", "cuda", "fake", "reference", "traffic"]
 
 SCHEMA = "(Tensor w, int order, int bits, str scale, str carrier) -> (Tensor q, Tensor scales)"
 
@@ -42,6 +42,15 @@ def cpu(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Ten
     return compress(w, None, order, order, bits, scale == "token", "nearest", 0, carrier)
 
 
+def cuda(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
+    """The operator on CUDA tensors (``triton_tokens.py``)."""
+    extent = "channel" if scale == "token" else "tensor"
+    results: tuple[Tensor, Tensor] = triton_bodies("tokens").compress_tokens(
+        w, None, order, order, bits, extent, "nearest", 0, carrier, kernel="quantize_weight"
+    )
+    return results
+
+
 def fake(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
     """Shapes: q [N, Kp], scale float32 [1, N] (``"token"``) or [1, 1] (``"tensor"``)."""
     k, n = w.shape
@@ -63,4 +72,4 @@ def traffic(k: Expression, n: Expression, order: int, itemsize: int) -> Traffic:
     )
 
 
-KERNEL = register(Kernel("quantize_weight", SCHEMA, reference, cpu, fake, traffic))
+KERNEL = register(Kernel("quantize_weight", SCHEMA, reference, cpu, fake, traffic), cuda)

@@ -1,4 +1,4 @@
-"""Launching ``quantized_mm`` on a CUDA device: which kernel, which tiles, remembered per shape.
+"""Launching ``quantized_mm`` on a CUDA device.
 
 The operator runs hundreds of times in a training step, so all that a shape decides is decided once (``_Launch``); after
 that a call costs a dictionary look-up, the allocation of the result and the launch itself.
@@ -6,9 +6,7 @@ that a call costs a dictionary look-up, the allocation of the result and the lau
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,93 +14,12 @@ from hadamard_fx.errors import HadamardError
 
 from . import autotune
 from .library import failure, triton_bodies
-from .quantized_mm import EXACT_COLUMNS, NAME, check
+from .quantized_mm import NAME, check
+from .quantized_mm_configs import Config, Problem, candidates, device, problem
 
-__all__ = ["CONFIGS", "Config", "Problem", "candidates", "launch", "run"]
+__all__ = ["launch", "run"]
 
-Config = Mapping[str, Any]
-
-
-def _config(kernel: str, m: int, n: int, k: int, stages: int, **flags: Any) -> dict[str, Any]:
-    return {"kernel": kernel, "m": m, "n": n, "k": k, "group_m": 8, "warps": 8, "stages": stages, "per_sm": 1, **flags}
-
-
-CONFIGS: tuple[Config, ...] = (
-    _config("tiles", 128, 256, 128, 4, store="tma"),
-    _config("tiles", 128, 256, 128, 3, store="tma"),
-    _config("tiles", 128, 128, 128, 4, store="tma"),
-    _config("stream", 128, 256, 128, 4),
-    _config("stream", 128, 128, 128, 5),
-)
-"""What the tuner chooses from, the safest first. ``m``, ``n``, ``k``: the tile; ``store``: how the result leaves."""
-
-GROUPED: tuple[Config, ...] = (
-    _config("tiles", 128, 128, 128, 4, store="tma"),
-    _config("stream", 128, 128, 128, 5),
-)
-"""The same where groups are rescaled: a second accumulator needs the registers of half a tile."""
-
-POINTERS: tuple[Config, ...] = (
-    _config("tiles", 128, 128, 64, 3, store="plain"),
-    _config("stream", 128, 128, 64, 3),
-)
-"""Without the bulk copy engine: older devices, and operands that do not start or step by 16 bytes."""
-
-
-class Problem(NamedTuple):
-    """All that decides how a product is launched. The key of the remembered choices."""
-
-    m: int
-    n: int
-    k: int
-    carrier: torch.dtype
-    dtype: torch.dtype
-    group_k: int
-    groups: int
-    repeat_a: bool
-    repeat_b: bool
-    strides: tuple[int, int]
-    tma: bool
-    device: int
-
-    @property
-    def step(self) -> int:
-        """Columns between two rescales, 0 for none: the groups, or where an int32 would overflow."""
-        return self.group_k or (EXACT_COLUMNS if self.k > EXACT_COLUMNS else 0)
-
-    @property
-    def pieces(self) -> int:
-        """Partial sums that are rescaled."""
-        return self.groups if self.group_k else -(-self.k // EXACT_COLUMNS)
-
-    def key(self) -> dict[str, object]:
-        """What the tuner's answer depends on; sizes in steps of an eighth of their power of two."""
-        return {
-            "M": _bucket(self.m),
-            "N": _bucket(self.n),
-            "K": _bucket(self.k),
-            "carrier": str(self.carrier),
-            "dtype": str(self.dtype),
-            "step": self.step,
-            "tma": self.tma,
-            "aligned": _aligned(self),
-        }
-
-
-def _bucket(size: int) -> int:
-    unit = 1 << max(size.bit_length() - 4, 0)
-    return -(-size // unit) * unit
-
-
-def _aligned(problem: Problem) -> bool:
-    return problem.n * problem.dtype.itemsize % 16 == 0
-
-
-@functools.cache
-def _device(index: int) -> tuple[int, int]:
-    """(multiprocessors, compute capability as 90)."""
-    properties = torch.cuda.get_device_properties(index)
-    return properties.multi_processor_count, properties.major * 10 + properties.minor
+_LAUNCHES: dict[Problem, _Launch] = {}
 
 
 def launch(
@@ -115,22 +32,21 @@ def launch(
     """
     a, b, scale_a, scale_b = _k_major(a), _k_major(b), scale_a.contiguous(), scale_b.contiguous()
     out = torch.empty((a.shape[0], b.shape[0]), dtype=dtype, device=a.device)
-    problem = _problem(a, b, scale_a, scale_b, group_k, dtype)
-    config = _CHOSEN.get(problem)
-    if config is not None and problem.device == torch.cuda.current_device():
-        run(config, problem, a, b, scale_a, scale_b, out)
+    posed = problem(a, b, scale_a, scale_b, group_k, dtype)
+    prepared = _LAUNCHES.get(posed)
+    if prepared is not None and posed.index == torch.cuda.current_device():
+        prepared(a, b, scale_a, scale_b, out)
         return out
     check(a, b, scale_a, scale_b, group_k)
-    if out.numel() == 0 or problem.k == 0:
+    if out.numel() == 0 or posed.k == 0:
         return out.zero_()
     with torch.cuda.device(a.device):
         try:
-            config = _choose(problem, a, b, scale_a, scale_b, out)
-            run(config, problem, a, b, scale_a, scale_b, out)
+            _prepare(posed, a, b, scale_a, scale_b, out)(a, b, scale_a, scale_b, out)
         except HadamardError:
             raise
         except Exception as error:
-            raise failure(NAME, error, M=problem.m, N=problem.n, K=problem.k, group_k=group_k) from error
+            raise failure(NAME, error, M=posed.m, N=posed.n, K=posed.k, group_k=group_k) from error
     return out
 
 
@@ -142,90 +58,81 @@ def _k_major(operand: torch.Tensor) -> torch.Tensor:
     return operand.contiguous()
 
 
-def _choose(problem: Problem, *tensors: torch.Tensor) -> Config:
-    """The remembered or newly tuned configuration; the launches of the tuner overwrite the result."""
-    config = autotune.best(NAME, problem.key(), candidates(problem), lambda c: run(c, problem, *tensors))
-    if not autotune.capturing():
-        _CHOSEN[problem] = config
-    return config
+def _prepare(posed: Problem, *tensors: torch.Tensor) -> _Launch:
+    """The launch with the remembered or newly tuned configuration; the tuner's launches overwrite the result."""
+    prepared = _LAUNCHES.get(posed)
+    if prepared is None:
+        chosen = autotune.best(NAME, posed.key(), candidates(posed), lambda c: run(c, posed, *tensors))
+        prepared = _Launch(chosen, posed)
+        if not autotune.capturing():
+            _LAUNCHES[posed] = prepared
+    return prepared
 
 
-_CHOSEN: dict[Problem, Config] = {}
+def run(config: Config, posed: Problem, *tensors: torch.Tensor) -> None:
+    """Launch one configuration on the current device and stream; ``tensors``: a, b, scale_a, scale_b, out."""
+    _Launch(config, posed)(*tensors)
 
 
-def _problem(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
-) -> Problem:
-    m, k = a.shape
-    stride_a, stride_b = a.stride(0), b.stride(0)
-    index = a.device.index
-    aligned = (stride_a | stride_b | a.data_ptr() | b.data_ptr()) % 16 == 0
-    tma = aligned and _device(index)[1] >= 90
-    shape_a, shape_b = scale_a.shape, scale_b.shape
-    return Problem(
-        m, b.shape[0], k, a.dtype, dtype, group_k, shape_a[0], shape_a[1] == 1, shape_b[1] == 1,
-        (stride_a, stride_b), tma, index,
-    )  # fmt: skip
+class _Launch:
+    """A kernel with everything but its tensors. Called with a, b, scale_a, scale_b, out."""
+
+    def __init__(self, config: Config, posed: Problem) -> None:
+        self.bodies = triton_bodies(NAME)
+        tile_k, step = config["k"], posed.step
+        steps = -(-step // tile_k)
+        blocks = posed.pieces * steps if step else -(-posed.k // tile_k)
+        tiles = -(-posed.m // config["m"]) * -(-posed.n // config["n"])
+        programs = device(posed.index)[0] * config["per_sm"]
+        jumps = (1 if posed.repeat_a else posed.m, 1 if posed.repeat_b else posed.n) if posed.group_k else (0, 0)
+        self.sizes: tuple[int, ...] = (
+            posed.m, posed.n, posed.k, posed.stride_a, posed.stride_b, posed.n, step,
+            int(not posed.repeat_a), int(not posed.repeat_b), *jumps, blocks,
+        )  # fmt: skip
+        self.tma, self.reuse, self.compiled = config["tma"], posed.aligned, None
+        self.shared: tuple[int, int, torch.dtype] | None = None
+        constants = [config["m"], config["n"], tile_k, config["group_m"], steps, self.tma, config.get("promote")]
+        if config["kernel"] == "tiles":
+            self.kernel, self.extra = self.bodies.tiles_kernel, ()
+            constants += [config["store"] == "tma", config.get("flatten", False)]
+            programs = min(tiles, programs)
+        else:
+            self.kernel = self.bodies.stream_kernel
+            programs, layers, depth = _shares(programs, tiles, blocks // max(steps, 1))
+            self.extra = (layers, depth)
+            partial = torch.int32 if posed.carrier == torch.int8 and not step else torch.float32
+            self.shared = (tiles * (layers + 2) * config["m"] * config["n"], tiles, partial)
+        self.grid, self.constants = (programs, 1, 1), tuple(constants)
+        self.options = {"num_warps": config["warps"], "num_stages": config["stages"]}
+
+    def __call__(self, *tensors: torch.Tensor) -> None:
+        arguments: tuple[Any, ...] = (*tensors, *self.sizes)
+        if self.shared is not None:
+            size, tiles, dtype = self.shared
+            partials = torch.empty(size, dtype=dtype, device=tensors[0].device)
+            arguments += (partials, torch.zeros(tiles, dtype=torch.int32, device=tensors[0].device))
+        arguments += (*self.extra, *self.constants)
+        if self.tma:
+            self.bodies.set_allocator(_allocate)  # kept per thread, and the backward runs in a thread of its own
+        if self.compiled is not None:
+            self.compiled[self.grid](*arguments)  # past the binder, which costs more than the launch
+            return
+        compiled = self.kernel[self.grid](*arguments, **self.options)
+        if self.reuse:  # every argument that Triton specialises on is part of the problem
+            self.compiled = compiled
 
 
-def candidates(problem: Problem) -> list[Config]:
-    """The configurations that are legal and not plainly wasteful for a problem, the safest first."""
-    processors = _device(problem.device)[0]
-    tma = problem.tma and problem.step % 32 == 0
-    legal: list[Config] = []
-    for config in (GROUPED if problem.step else CONFIGS) if tma else POINTERS:
-        tiles = -(-problem.m // config["m"]) * -(-problem.n // config["n"])
-        if config["kernel"] == "stream" and (tiles > 2 * processors or problem.k <= 4 * config["k"]):
-            continue
-        k = config["k"]
-        while tma and problem.step % k:
-            k //= 2
-        store = "tma" if tma and _aligned(problem) and config.get("store") == "tma" else "plain"
-        legal.append({**config, "k": k, "store": store, "tma": tma})
-    return legal
+def _shares(programs: int, tiles: int, units: int) -> tuple[int, int, int]:
+    """(programs, layers, units of a layer) of ``stream_kernel``; a program gets at least four units if it can."""
+    programs = min(programs, tiles * max(units // 4, 1))
+    if programs < tiles:
+        return programs, 0, 0
+    depth = -(-tiles * units // programs)
+    layers = min(programs // tiles, -(-units // depth))
+    return (programs if layers * depth < units else layers * tiles), layers, depth
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:
     """Global memory for the descriptors of one launch."""
-    del alignment, stream  # the allocator of torch aligns to 512 bytes and follows the current stream
+    del alignment, stream  # torch's allocator aligns to 512 bytes and follows the current stream
     return torch.empty(size, dtype=torch.int8, device="cuda")
-
-
-def run(
-    config: Config,
-    problem: Problem,
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale_a: torch.Tensor,
-    scale_b: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """Launch one configuration on the current device and stream."""
-    bodies = triton_bodies(NAME)
-    tile_m, tile_n, tile_k, step = config["m"], config["n"], config["k"], problem.step
-    steps = -(-step // tile_k)
-    blocks = problem.pieces * steps if step else -(-problem.k // tile_k)
-    tiles = -(-problem.m // tile_m) * -(-problem.n // tile_n)
-    processors = _device(problem.device)[0] * config["per_sm"]
-    jump_a, jump_b = (scale_a.shape[1], scale_b.shape[1]) if problem.group_k else (0, 0)
-    sizes = (
-        problem.m, problem.n, problem.k, *problem.strides, problem.n, step,
-        int(not problem.repeat_a), int(not problem.repeat_b), jump_a, jump_b, blocks,
-    )  # fmt: skip
-    constants = {
-        "BLOCK_M": tile_m, "BLOCK_N": tile_n, "BLOCK_K": tile_k, "GROUP_M": config["group_m"], "STEPS": steps,
-        "TMA": config["tma"], "IMPRECISE": config.get("imprecise"), "num_warps": config["warps"], "num_stages": config["stages"],
-    }  # fmt: skip
-    if config["tma"]:
-        bodies.set_allocator(_allocate)  # kept per thread, and the backward runs in a thread of its own
-    if config["kernel"] == "tiles":
-        bodies.tiles_kernel[(min(tiles, processors),)](
-            a, b, scale_a, scale_b, out, *sizes,
-            TMA_STORE=config["store"] == "tma", FLATTEN=config.get("flatten", False), **constants,
-        )  # fmt: skip
-        return
-    programs = min(processors, tiles * (blocks // max(steps, 1)))
-    partial = torch.int32 if problem.carrier == torch.int8 and not step else torch.float32
-    partials = torch.empty(2 * programs * tile_m * tile_n, dtype=partial, device=out.device)
-    arrived = torch.zeros(tiles, dtype=torch.int32, device=out.device)
-    bodies.stream_kernel[(programs,)](a, b, scale_a, scale_b, out, *sizes, partials, arrived, **constants)

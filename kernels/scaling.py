@@ -58,4 +58,5 @@ def scale_factor(bits: int, order: int) -> float:
 def scales(amax: Tensor, bits: int, order: int) -> tuple[Tensor, Tensor]:
     """(qmax/amax, dequantising scale) from the largest magnitudes, float32 in and out; NaN stays NaN."""
     amax = torch.where(amax < SMALLEST, SMALLEST, amax)
-    return qmax(bits) / amax, amax * scale_factor(bits, order)
+    # Not ``qmax / amax``, which torch computes as a rounded reciprocal times qmax.
+    return torch.full_like(amax, qmax(bits)) / amax, amax * scale_factor(bits, order)

@@ -2,8 +2,8 @@
 
 Two ways to share the work. ``tiles_kernel``: a persistent grid, each program computes whole tiles of the result, in an
 order that keeps neighbours in the cache. ``stream_kernel``: for few tiles and a long contraction (g_w) the work, tiles
-times steps along K, is cut into equal spans, one per program; a tile that several programs share is summed by the last
-of them to arrive, in the order of the spans. So the result never depends on timing: integer sums are exact, and sums of
+times steps along K, is cut into equal shares, one per program; a tile that several programs share is summed by the last
+of them to arrive, in a fixed order (after stream-K, arXiv 2301.03598, section 5, arranged for the cache). So the result never depends on timing: integer sums are exact, and sums of
 groups are always added in the same order.
 
 On sm_90 and later operands come through the bulk copy engine (``TMA``), written as device-side descriptors; elsewhere,
@@ -53,7 +53,7 @@ def _accumulate(
     a, b, scale_a, scale_b, row, column, begin, end,
     M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    INTEGER: tl.constexpr, STEPS: tl.constexpr, TMA: tl.constexpr, IMPRECISE: tl.constexpr,
+    INTEGER: tl.constexpr, STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
     """The sum over the K-blocks ``begin``..``end``: unscaled (STEPS 0), or scaled per group of STEPS blocks, in float32."""
     part_type: tl.constexpr = tl.int32 if INTEGER else tl.float32
@@ -63,20 +63,23 @@ def _accumulate(
             k = block * BLOCK_K
             x = _load(a, row, k, M, K, stride_a, BLOCK_M, BLOCK_K, TMA)
             y = _load(b, column, k, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
-            part = tl.dot(x, y.T, part, out_dtype=part_type, max_num_imprecise_acc=IMPRECISE)
+            part = tl.dot(x, y.T, part, out_dtype=part_type, max_num_imprecise_acc=PROMOTE)
         return part
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        s = tl.zeros((BLOCK_M,), dtype=tl.float32)
+        t = tl.zeros((BLOCK_N,), dtype=tl.float32)
         for block in range(begin, end):
             group = block // STEPS
             k = group * group_k + (block % STEPS) * BLOCK_K
             stop = min((group + 1) * group_k, K)
-            x = _load(a, row, k, M, stop, stride_a, BLOCK_M, BLOCK_K, TMA)
-            y = _load(b, column, k, N, stop, stride_b, BLOCK_N, BLOCK_K, TMA)
-            part = tl.dot(x, y.T, part, out_dtype=part_type, max_num_imprecise_acc=IMPRECISE)
-            if block % STEPS == STEPS - 1:
+            if block % STEPS == 0:  # asked for well before they are used, so that they arrive behind the products
                 s = _scales(scale_a + group * jump_a, row, M, step_a, BLOCK_M)
                 t = _scales(scale_b + group * jump_b, column, N, step_b, BLOCK_N)
+            x = _load(a, row, k, M, stop, stride_a, BLOCK_M, BLOCK_K, TMA)
+            y = _load(b, column, k, N, stop, stride_b, BLOCK_N, BLOCK_K, TMA)
+            part = tl.dot(x, y.T, part, out_dtype=part_type, max_num_imprecise_acc=PROMOTE)
+            if block % STEPS == STEPS - 1:
                 total += part.to(tl.float32) * s[:, None] * t[None, :]
                 part = tl.zeros((BLOCK_M, BLOCK_N), dtype=part_type)
         return total
@@ -112,7 +115,7 @@ def tiles_kernel(
     a_pointer, b_pointer, scale_a, scale_b, out,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    STEPS: tl.constexpr, TMA: tl.constexpr, TMA_STORE: tl.constexpr, FLATTEN: tl.constexpr, IMPRECISE: tl.constexpr,
+    STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr, TMA_STORE: tl.constexpr, FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """Whole tiles, persistently. ``blocks``: K-blocks of a tile."""
     INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
@@ -131,7 +134,7 @@ def tiles_kernel(
         total = _accumulate(
             a, b, scale_a, scale_b, row, column, 0, blocks,
             M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
-            BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, IMPRECISE,
+            BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, PROMOTE,
         )  # fmt: skip
         if TMA_STORE:
             value = total.to(tl.float32)
@@ -153,62 +156,79 @@ def tiles_kernel(
 def stream_kernel(
     a_pointer, b_pointer, scale_a, scale_b, out,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
-    partials, arrived,
+    partials, arrived, layers, depth,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    STEPS: tl.constexpr, TMA: tl.constexpr, IMPRECISE: tl.constexpr,
+    STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
-    """Equal spans of (tile, unit), a unit being a K-block, or a group of STEPS of them.
+    """Equal shares of (tile, unit), a unit being a K-block, or a group of STEPS of them.
 
-    ``partials`` [2 · programs, BLOCK_M · BLOCK_N], int32 or float32, uninitialised: a program leaves at most two
-    unfinished tiles, the one it starts within (slot 0) and the one it stops within (slot 1).
-    ``arrived`` int32 [tiles], zeros: units that are ready. No program ever waits for another.
-    There must be at least as many units as programs.
+    The first ``layers`` times tiles programs take ``depth`` units of one tile each, layer by layer, so that programs
+    side by side read the same columns while they are in the cache. What is left of every tile, tile after tile, is cut
+    into equal spans for the remaining programs.
+
+    ``partials`` [tiles, layers + 2, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32 [tiles],
+    zeros: units that are ready. No program ever waits for another: the last to arrive adds up, in a fixed order.
     """
     INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
     UNIT: tl.constexpr = 1 if STEPS == 0 else STEPS
+    SIZE: tl.constexpr = BLOCK_M * BLOCK_N
     a = _operand(a_pointer, M, K, stride_a, BLOCK_M, BLOCK_K, TMA)
     b = _operand(b_pointer, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
+    tiles = tiles_m * tiles_n
     per_tile = blocks // UNIT
-    units = (tiles_m * tiles_n * per_tile).to(tl.int64)
     programs = tl.num_programs(0)
     program = tl.program_id(0)
-    unit = (program * units // programs).to(tl.int32)
-    stop = ((program + 1) * units // programs).to(tl.int32)
+    rest = tl.maximum(per_tile - layers * depth, 0)
+    spans = programs - layers * tiles
+    layered = program < layers * tiles
+    unit = (program % tiles) * rest
+    stop = unit + rest
+    skip = layers * depth  # units of a tile that precede the ones counted by ``unit``
+    width = rest
+    if layered:
+        skip = (program // tiles) * depth
+        width = min(depth, per_tile - skip)
+        unit = (program % tiles) * width
+        stop = unit + width
+    else:
+        q = (program - layers * tiles).to(tl.int64)
+        unit = (q * tiles * rest // spans).to(tl.int32)
+        stop = ((q + 1) * tiles * rest // spans).to(tl.int32)
     inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     while unit < stop:
-        tile = unit // per_tile
-        first = unit % per_tile
-        last = min(per_tile, first + stop - unit)
+        tile = unit // width
+        first = unit % width
+        last = min(width, first + stop - unit)
         tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP_M)
         row = tile_m * BLOCK_M
         column = tile_n * BLOCK_N
         total = _accumulate(
-            a, b, scale_a, scale_b, row, column, first * UNIT, last * UNIT,
+            a, b, scale_a, scale_b, row, column, (skip + first) * UNIT, (skip + last) * UNIT,
             M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
-            BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, IMPRECISE,
+            BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, PROMOTE,
         )  # fmt: skip
-        if last - first == per_tile:
-            _write(
-                total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
-            )
-        else:
-            slot = 2 * program + (first == 0).to(tl.int32)
-            tl.store(partials + slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + inside, total)
+        if last - first < per_tile:
+            slots = partials + tile.to(tl.int64) * (layers + 2) * SIZE + inside
+            # The spans that share the rest of this tile: from the one with its first unit to the one with its last.
+            begin = tile.to(tl.int64) * rest
+            lowest = 0
+            highest = -1
+            if rest > 0:
+                lowest = (((begin + 1) * spans - 1) // (tiles * rest)).to(tl.int32)
+                highest = (((begin + rest) * spans - 1) // (tiles * rest)).to(tl.int32)
+            slot = program // tiles if layered else layers + (program - layers * tiles) - lowest
+            tl.store(slots + slot * SIZE, total)
             tl.debug_barrier()  # every thread has stored before one of them says so
             ready = tl.atomic_add(arrived + tile, last - first, sem="acq_rel") + (last - first)
             if ready == per_tile:
-                start = tile.to(tl.int64) * per_tile
-                one = (((start + 1) * programs - 1) // units).to(tl.int32)  # the program that holds the first unit
-                other = (((start + per_tile) * programs - 1) // units).to(tl.int32)  # and the one with the last
-                total = tl.zeros_like(total)
-                for q in range(one, other + 1):
-                    slot = 2 * q + (q * units // programs <= start).to(tl.int32)
-                    source = partials + slot.to(tl.int64) * (BLOCK_M * BLOCK_N) + inside
-                    total += tl.load(source, cache_modifier=".cg")  # written by other processors: not from L1
-                _write(
-                    total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b,
-                    BLOCK_M, BLOCK_N, STEPS,
-                )  # fmt: skip
-        unit += last - first
+                total = tl.load(slots, cache_modifier=".cg")  # written by other processors: not from L1
+                for other in range(1, layers + highest - lowest + 1):
+                    total += tl.load(slots + other * SIZE, cache_modifier=".cg")
+            last = tl.where(ready == per_tile, last, -last)
+        if last > 0:
+            _write(
+                total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
+            )
+        unit += tl.abs(last) - first

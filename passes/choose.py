@@ -14,7 +14,7 @@ from hadamard_fx.plan import Candidate, Cost, Decision, Gemm, Role
 from hadamard_fx.policy import Policy
 from hadamard_fx.scheme import Exact, Scheme
 
-from .rule import rule_of
+from .rule import QUANTISABLE, rule_of
 
 GAIN = 0.95
 """A scheme must be predicted to take less than this share of the exact product's time: the first price is no better."""
@@ -46,6 +46,8 @@ class ChooseSchemes:
     def _decide(self, gemm: Gemm, sharing: int) -> Decision:
         exact = Exact()
         exact_cost = rule_of(exact).price(exact, gemm, self.profile, sharing)
+        if gemm.dtype not in QUANTISABLE:
+            return Decision(gemm, exact, exact_cost, exact_cost, f"{gemm.dtype} products are left exact")
         if gemm.role in _ALWAYS_EXACT:
             return Decision(gemm, exact, exact_cost, exact_cost, _ALWAYS_EXACT[gemm.role])
         choice = self.policy.choice(gemm.layer, gemm.role)

@@ -91,8 +91,6 @@ def itemsize(gemm: Gemm) -> int:
 
 def why_not_quantised(gemm: Gemm) -> str:
     """What keeps a product from the integer kernels, ``""`` when nothing does."""
-    if gemm.dtype not in QUANTISABLE:
-        return f"{gemm.dtype} operands: only {', '.join(QUANTISABLE)} are quantised"
     if gemm.batch != Size(1):
         return "a batched product of a parameter is left alone"
     if gemm.op != "mm":

@@ -19,9 +19,10 @@ from .units import format_bytes, format_seconds
 if TYPE_CHECKING:
     from .report import Report
 
-__all__ = ["plain", "render"]
+__all__ = ["WIDTH", "plain", "render"]
 
 WIDTH = 100
+"""Columns, where no terminal says how many it has."""
 
 
 def plain(report: Report, *, details: bool = False, width: int | None = None) -> str:
@@ -47,15 +48,15 @@ def render(report: Report, *, details: bool = False) -> RenderableType:
 
 def _header(report: Report) -> Text:
     kind = "training" if report.plan.training else "inference"
-    line = Text.assemble(("hadamard-fx", "bold"), f"  {report.name}, {kind}")
+    cached = ", from the compilation cache" if report.from_cache else ""
     device = report.device or report.plan.device
     priced = f", priced as {report.plan.device}" if report.plan.device not in ("", device) else ""
-    line.append(f"  ·  {device}{priced}" if device else "")
+    facts = [device + priced] if device else []
     for package in ("torch", "triton"):
-        known = report.versions.get(package, "not installed") != "not installed"
-        line.append(f"  ·  {package} {report.versions[package]}" if known else "", style="dim")
-    line.append("  ·  from the compilation cache" if report.from_cache else "", style="dim")
-    return line
+        if report.versions.get(package, "not installed") != "not installed":
+            facts.append(f"{package} {report.versions[package]}")
+    title = Text.assemble(("hadamard-fx", "bold"), f"  {report.name}, {kind}{cached}")
+    return title.append("\n" + "  ·  ".join(facts), style="dim") if facts else title
 
 
 def _totals(report: Report) -> RenderableType:
@@ -64,7 +65,7 @@ def _totals(report: Report) -> RenderableType:
         return Text("The graph has no matrix product.")
     table = Table.grid(padding=(0, 2))
     table.add_row("products", f"{len(rewritten)} of {len(decisions)} rewritten")
-    ratio = f"  ({report.seconds / report.exact_seconds:.2f}×)" if report.exact_seconds else ""
+    ratio = f"  ({report.seconds / report.exact_seconds:.2f}× the time)" if report.exact_seconds else ""
     exact, chosen = format_seconds(report.exact_seconds), format_seconds(report.seconds)
     table.add_row("predicted time of all products", f"{exact} if exact → {chosen}{ratio}")
     if report.saved_before is not None and report.saved_after is not None:

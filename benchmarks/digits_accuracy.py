@@ -1,0 +1,56 @@
+"""Test accuracy of the digits ViT, mean and standard deviation over seeds: exact, hot and auto.
+
+python benchmarks/digits_accuracy.py [--seeds 5] [--device cpu|cuda] [--quick]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _common import arguments, compile_with, record
+from rich.console import Console
+
+from examples.digits_vit import SIZES, Contender, Sizes, train
+
+CONTENDERS = ("exact", "hot", "auto")
+
+
+def contender(name: str) -> Contender:
+    """The demo's contender with a profile of hadamard."""
+    compiler: Callable[[torch.nn.Module], Any] = lambda model: compile_with(name, model)  # noqa: E731  a typed one
+    return Contender(name, compiler)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    options = arguments(
+        __doc__, argv, ("--seeds", {"type": int, "default": 5}), ("--epochs", {"type": int, "default": 0})
+    )
+    sizes = SIZES[options.device]
+    epochs = options.epochs or (2 if options.quick else sizes.epochs)
+    sizes = Sizes(**{**vars(sizes), "epochs": epochs})
+    contenders = [contender(name) for name in CONTENDERS]
+    train(contenders, 2 if options.quick else options.seeds, sizes, options.device, Console(stderr=True))
+    means = {c.name: statistics.mean(c.accuracies) for c in contenders}
+    rows = [
+        {
+            "profile": c.name,
+            "accuracy, %": means[c.name],
+            "standard deviation": statistics.stdev(c.accuracies) if len(c.accuracies) > 1 else 0.0,
+            "points from exact": means[c.name] - means["exact"],
+            "final loss": c.loss,
+            "step, ms": c.step_seconds * 1e3,
+        }
+        for c in contenders
+    ]
+    figures = {"sizes": vars(sizes), "accuracies": {c.name: c.accuracies for c in contenders}}
+    record("digits_accuracy", options, rows, figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What decides how ``quantized_mm`` is launched on a CUDA device: the problem, and the configurations worth timing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from .quantized_mm import EXACT_COLUMNS
+
+__all__ = ["CONFIGS", "FLOAT8", "GROUPED", "POINTERS", "Config", "Problem", "candidates", "config", "device", "problem"]
+
+Config = Mapping[str, Any]
+"""One configuration, JSON values by name: ``kernel``; the tile ``m``, ``n``, ``k``; ``group_m`` rows of tiles share
+operands; ``warps``, ``stages``, ``per_sm`` programs on a multiprocessor; ``store`` of the result, ``"tma"`` or
+``"plain"``; ``flatten``: start the next tile's loads before this tile is written."""
+
+
+def config(kernel: str, m: int, n: int, k: int, stages: int, **flags: Any) -> dict[str, Any]:
+    """A configuration with the usual defaults; ``flags`` override or add."""
+    base = {"kernel": kernel, "m": m, "n": n, "k": k, "group_m": 8, "warps": 8, "stages": stages, "per_sm": 1}
+    return {**base, "store": "tma" if kernel == "tiles" else "plain", "tma": True, **flags}
+
+
+# Two programs of four warps on a multiprocessor hide each other's waits: Triton drains the tensor cores after every
+# K-block where the accumulator is an int32 (1441 TOP/s at 8192³ on an H200, against 1272 with one program of eight).
+CONFIGS: tuple[Config, ...] = (
+    config("tiles", 128, 128, 128, 3, warps=4, per_sm=2),
+    config("tiles", 128, 256, 128, 4, flatten=True),
+    config("stream", 128, 128, 128, 3, warps=4, per_sm=2),
+    config("stream", 128, 256, 128, 4),
+    config("stream", 256, 128, 128, 4),
+)
+"""int8, one rescale at the end; the safest first."""
+
+# Where partial sums are rescaled, or promoted, a second accumulator needs the registers of half the tile.
+GROUPED: tuple[Config, ...] = (
+    config("tiles", 128, 128, 128, 4),
+    config("tiles", 64, 128, 128, 3, warps=4, per_sm=2),
+    config("stream", 128, 128, 256, 3),
+    config("stream", 128, 128, 128, 5),
+)
+"""Any carrier, partial sums rescaled every ``step`` columns."""
+
+FLOAT8: tuple[Config, ...] = (
+    config("tiles", 128, 128, 128, 5, promote=128),
+    config("tiles", 128, 128, 128, 5, promote=128, flatten=True),
+    config("stream", 128, 128, 128, 5, promote=128),
+)
+"""float8_e4m3, one rescale at the end. Hopper's tensor cores add FP8 products with 14 bits: sums above 16384 lose
+their last bits (measured: all operands 7, K = 512). ``promote`` moves the sum into float32 registers before that."""
+
+POINTERS: tuple[Config, ...] = (
+    config("tiles", 128, 128, 64, 3, store="plain", tma=False),
+    config("stream", 128, 128, 64, 3, tma=False),
+)
+"""Without the bulk copy engine: older devices, and operands that do not start or step by 16 bytes."""
+
+
+class Problem(NamedTuple):
+    """All that decides how a product is launched. The key of the remembered choices."""
+
+    m: int
+    n: int
+    k: int
+    carrier: torch.dtype
+    dtype: torch.dtype
+    group_k: int
+    groups: int
+    repeat_a: bool
+    repeat_b: bool
+    stride_a: int
+    stride_b: int
+    aligned: bool
+    """All operands start at multiples of 16 bytes."""
+    index: int
+    """Of the device."""
+
+    @property
+    def step(self) -> int:
+        """Columns between two rescales, 0 for none: the groups, or where an int32 would overflow."""
+        return self.group_k or (EXACT_COLUMNS if self.k > EXACT_COLUMNS else 0)
+
+    @property
+    def pieces(self) -> int:
+        """Partial sums that are rescaled."""
+        return self.groups if self.group_k else -(-self.k // EXACT_COLUMNS)
+
+    @property
+    def tma(self) -> bool:
+        """Whether the bulk copy engine can read the operands in tiles of at least 32 columns."""
+        steps = self.stride_a | self.stride_b
+        return self.aligned and steps % 16 == 0 and self.step % 32 == 0 and device(self.index)[1] >= 90
+
+    def store(self) -> str:
+        """How the result may leave: its rows must start at multiples of 16 bytes for the bulk copy engine."""
+        return "tma" if self.tma and self.n * self.dtype.itemsize % 16 == 0 else "plain"
+
+    def key(self) -> dict[str, object]:
+        """What the tuner's answer depends on; sizes in steps of an eighth of their power of two."""
+        sizes = {"M": _bucket(self.m), "N": _bucket(self.n), "K": _bucket(self.k)}
+        types = {"carrier": str(self.carrier), "dtype": str(self.dtype)}
+        return {**sizes, **types, "step": self.step, "tma": self.tma, "store": self.store()}
+
+
+def problem(
+    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+) -> Problem:
+    """The problem that the operands pose (K-major, contiguous scales)."""
+    m, k = a.shape
+    groups, columns = scale_a.shape
+    pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
+    return Problem(
+        m, b.shape[0], k, a.dtype, dtype, group_k, groups, columns == 1, scale_b.shape[1] == 1,
+        a.stride(0), b.stride(0), pointers % 16 == 0, a.device.index or 0,
+    )  # fmt: skip
+
+
+@functools.cache
+def device(index: int) -> tuple[int, int]:
+    """(multiprocessors, compute capability as 90) of a CUDA device."""
+    properties = torch.cuda.get_device_properties(index)
+    return properties.multi_processor_count, properties.major * 10 + properties.minor
+
+
+def _bucket(size: int) -> int:
+    unit = 1 << max(size.bit_length() - 4, 0)
+    return -(-size // unit) * unit
+
+
+def candidates(posed: Problem) -> list[Config]:
+    """The configurations that are legal and not plainly wasteful for a problem, the safest first."""
+    legal: list[Config] = []
+    whole = FLOAT8 if posed.carrier != torch.int8 else CONFIGS
+    for entry in (GROUPED if posed.step else whole) if posed.tma else POINTERS:
+        tiles = -(-posed.m // entry["m"]) * -(-posed.n // entry["n"])
+        few = tiles < device(posed.index)[0] * entry["per_sm"] and posed.k > 8 * entry["k"]
+        if entry["kernel"] == "stream" and not few:
+            continue
+        k = entry["k"]
+        while posed.tma and posed.step % k:
+            k //= 2  # a group is a whole number of K-blocks
+        store = "plain" if posed.store() == "plain" else entry["store"]
+        legal.append({**entry, "k": k, "store": store})
+    return legal

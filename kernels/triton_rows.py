@@ -1,0 +1,172 @@
+"""The Triton kernel behind quantize_rows and its launcher (CUDA; the interpreter runs the same code for the tests).
+
+A tile [ROWS·PIECES, WIDTH] holds whole rows: PIECES pieces of WIDTH columns make a chunk of a row, so the block-diagonal
+product needs no reshape of what was loaded. Rows longer than a chunk are passed over twice (scale, then integers): the
+second pass hits the L2 cache. One scale per tensor takes two launches, the first with an atomic maximum on the bits.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .library import failure
+from .scaling import carrier_dtype, padded_columns, qmax, scale_factor
+from .triton_transform import exact_dot, floored, magnitude_bits, matrix_dtype, rounded, row_matrix, seed_word, weyl
+
+__all__ = ["CODES", "quantize_rows"]
+
+CODES = {"nearest": 0, "stochastic": 1, "pseudo_stochastic": 2}
+"""Rounding as the kernels know it."""
+
+FUSED, AMAX, QUANTISE = 0, 1, 2
+_FUSED, _AMAX, _QUANTISE = tl.constexpr(FUSED), tl.constexpr(AMAX), tl.constexpr(QUANTISE)
+
+
+@triton.jit
+def _chunk(x, row, first, rows, columns, stride_row, stride_column, matrix, PIECES: tl.constexpr, WIDTH: tl.constexpr):
+    """v of one chunk of columns of the tile's rows: float32 [ROWS, PIECES·WIDTH]."""
+    ROWS: tl.constexpr = row.shape[0]
+    piece = tl.arange(0, ROWS * PIECES)
+    row = tl.reshape(tl.broadcast_to(row[:, None], (ROWS, PIECES)), (ROWS * PIECES,))
+    column = first + (piece % PIECES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    pointer = x + row[:, None].to(tl.int64) * stride_row + column * stride_column
+    tile = tl.load(pointer, mask=(row[:, None] < rows) & (column < columns), other=0.0)
+    return tl.reshape(exact_dot(tile, matrix), (ROWS, PIECES * WIDTH))
+
+
+@triton.jit
+def _rows_kernel(
+    x,
+    q,
+    scale,
+    amax_bits,
+    seed,
+    rows,
+    columns,
+    padded,
+    stride_row,
+    stride_column,
+    scale_per_amax,
+    QMAX: tl.constexpr,
+    ORDER: tl.constexpr,
+    LOG_ORDER: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    MATRIX: tl.constexpr,
+    PHASE: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    HOLD: tl.constexpr,
+    ROWS: tl.constexpr,
+    PIECES: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
+    matrix = row_matrix(WIDTH, ORDER, LOG_ORDER, MATRIX)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    CHUNK: tl.constexpr = PIECES * WIDTH
+
+    held = ()
+    if PHASE == _QUANTISE:
+        bits = tl.broadcast_to(tl.load(amax_bits), (ROWS,))
+    elif HOLD:
+        largest = tl.zeros((ROWS, CHUNK), tl.int32)
+        for chunk in tl.static_range(CHUNKS):
+            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
+            largest = tl.maximum(largest, magnitude_bits(v))
+            held = held + (v,)
+        bits = tl.max(largest, 1)
+    else:
+        largest = tl.zeros((ROWS, CHUNK), tl.int32)
+        for chunk in range(CHUNKS):
+            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
+            largest = tl.maximum(largest, magnitude_bits(v))
+        bits = tl.max(largest, 1)
+
+    if PHASE == _AMAX:
+        tl.atomic_max(amax_bits, tl.max(bits, 0), sem="relaxed")
+    else:
+        amax = floored(bits)
+        if PHASE == _FUSED:
+            tl.store(scale + row, amax * scale_per_amax, mask=row < rows)
+        elif tl.program_id(0) == 0:
+            tl.store(scale, tl.max(amax, 0) * scale_per_amax)
+        factor = tl.div_rn(tl.full((ROWS,), QMAX, tl.float32), amax)[:, None]
+        counter = weyl(row.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
+        target = q + row[:, None].to(tl.int64) * padded
+        if HOLD:
+            for chunk in tl.static_range(CHUNKS):
+                column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
+                integers = rounded(held[chunk], factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
+                tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
+        else:
+            for chunk in range(CHUNKS):
+                v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
+                column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
+                integers = rounded(v, factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
+                tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
+
+
+LARGEST_TILE = 8192
+"""Values that one program holds at once, in registers."""
+
+
+@functools.lru_cache(maxsize=4096)
+def _tile(padded: int, order: int, phases: int) -> dict[str, Any]:
+    """Tile sizes for rows of ``padded`` columns; see ``_rows_kernel``. Measured on an H200 (benchmarks/results).
+
+    The chunk is the power of two that covers a row with the least waste in at most four pieces.
+    """
+    width = max(order, 16)
+    hold = phases == 1 and padded <= LARGEST_TILE
+    chunk = max(width, min(triton.next_power_of_2(padded), LARGEST_TILE))
+    if hold:
+        candidates = [chunk >> shift for shift in range(3) if chunk >> shift >= max(width, 256)] or [chunk]
+        chunk = min(candidates, key=lambda size: (-(-padded // size) * size, -size))
+    pieces, chunks = chunk // width, -(-padded // chunk)
+    rows = max(1, LARGEST_TILE // (chunk * chunks if hold else chunk))
+    rows = 1 << (rows.bit_length() - 1)
+    while rows * pieces < 16:  # the smallest left operand of a product
+        rows *= 2
+    return {"ROWS": rows, "PIECES": pieces, "WIDTH": width, "CHUNKS": chunks, "HOLD": hold, "num_warps": 4}
+
+
+def quantize_rows(
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    carrier: str,
+    tile: dict[str, Any] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The operator on CUDA tensors; ``tile`` overrides the tile sizes (benchmarks).
+
+    Raises:
+        KernelError: the kernel does not compile or launch.
+    """
+    rows, columns = x.shape
+    padded = padded_columns(columns, order)
+    token = scale == "token"
+    q = torch.empty((rows, padded), dtype=carrier_dtype(carrier), device=x.device)
+    scales = torch.empty((1, rows if token else 1), dtype=torch.float32, device=x.device)
+    if rows == 0 or columns == 0:
+        return q.zero_(), scales.zero_()
+    tile = tile or _tile(padded, order, 1 if token else 2)
+    amax_bits = scales if token else torch.zeros((1,), dtype=torch.int32, device=x.device)
+    grid = (-(-rows // tile["ROWS"]),)
+    arguments: tuple[Any, ...] = (
+        *(x, q, scales, amax_bits, x if seed is None else seed, rows, columns, padded, x.stride(0), x.stride(1)),
+        *(scale_factor(bits, order), qmax(bits), order, order.bit_length() - 1, CODES[rounding], matrix_dtype(x.dtype)),
+    )
+    try:
+        for phase in (FUSED,) if token else (AMAX, QUANTISE):
+            _rows_kernel[grid](*arguments, PHASE=phase, **tile)
+    except Exception as error:
+        shape = {"R": rows, "K": columns, "order": order, "dtype": x.dtype, "tile": tile}
+        raise failure("quantize_rows", error, **shape) from error
+    return q, scales

@@ -1,0 +1,145 @@
+"""What the Triton kernels of the transforms share: Walsh entries, an exact product with them, the rounding of ``rounding.py``.
+
+The transform of a whole tile is one ``tl.dot`` with a block-diagonal ±1 matrix that each program builds from indices: no
+reshape or permute stands between load and product. The product is exact up to the order of float32 sums: ±1 times
+bfloat16 or float16 is exact, and a float32 operand is first split into three bfloat16 parts that add up to it.
+A NaN spreads along one row of the left operand only, so rows of a tile must belong to one scale each.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+
+from .rounding import FOLD, MULTIPLIER, SEED_MULTIPLIER, WEYL
+from .scaling import SMALLEST
+
+_WEYL = tl.constexpr(WEYL)
+_MULTIPLIER = tl.constexpr(MULTIPLIER)
+_SEED_MULTIPLIER = tl.constexpr(SEED_MULTIPLIER)
+_FOLD = tl.constexpr(FOLD)
+_SMALLEST = tl.constexpr(SMALLEST)
+_MAGNITUDE = tl.constexpr(0x7FFFFFFF)
+_ROUNDER = tl.constexpr(1.5 * 2.0**23)
+"""Adding this to a float32 of magnitude below 2^22 rounds it to nearest, half to even, into the low bits of the sum."""
+
+
+def matrix_dtype(dtype: torch.dtype) -> tl.dtype:
+    """The type of the ±1 matrix for an operand of ``dtype``. Triton's interpreter cannot multiply bfloat16."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return tl.float32
+    return tl.float16 if dtype == torch.float16 else tl.bfloat16
+
+
+@triton.jit
+def walsh_entry(sequency, column, LOG_ORDER: tl.constexpr):
+    """Entry ±1 (int32) of the Walsh matrix of order 2^LOG_ORDER; see ``walsh.py``."""
+    gray = sequency ^ (sequency >> 1)
+    row = sequency * 0
+    for _ in tl.static_range(LOG_ORDER):
+        row = (row << 1) | (gray & 1)
+        gray = gray >> 1
+    common = row & column
+    common = common ^ (common >> 4)
+    common = common ^ (common >> 2)
+    common = common ^ (common >> 1)
+    return 1 - 2 * (common & 1)
+
+
+@triton.jit
+def row_matrix(WIDTH: tl.constexpr, ORDER: tl.constexpr, LOG_ORDER: tl.constexpr, dtype: tl.constexpr):
+    """I ⊗ H [WIDTH, WIDTH]."""
+    j = tl.arange(0, WIDTH)[:, None]
+    s = tl.arange(0, WIDTH)[None, :]
+    entry = walsh_entry(s % ORDER, j % ORDER, LOG_ORDER)
+    return tl.where(j // ORDER == s // ORDER, entry, 0).to(dtype)
+
+
+@triton.jit
+def token_matrix(
+    BLOCKS: tl.constexpr,
+    ORDER: tl.constexpr,
+    LOG_ORDER: tl.constexpr,
+    RANK: tl.constexpr,
+    KEPT: tl.constexpr,
+    dtype: tl.constexpr,
+):
+    """(I ⊗ Ĥ)ᵀ [BLOCKS·ORDER, BLOCKS·KEPT]; KEPT is RANK rounded up to a power of two, the columns between are 0."""
+    t = tl.arange(0, BLOCKS * ORDER)[:, None]
+    s = tl.arange(0, BLOCKS * KEPT)[None, :]
+    entry = walsh_entry(s % KEPT, t % ORDER, LOG_ORDER)
+    return tl.where((t // ORDER == s // KEPT) & (s % KEPT < RANK), entry, 0).to(dtype)
+
+
+@triton.jit
+def exact_dot(x, matrix):
+    """x · matrix in float32 for a matrix of 0 and ±1."""
+    if matrix.dtype == tl.float32:
+        v = tl.dot(x.to(tl.float32), matrix, input_precision="ieee")
+    elif x.dtype == tl.float32:
+        high = x.to(tl.bfloat16)
+        rest = x - high.to(tl.float32)
+        middle = rest.to(tl.bfloat16)
+        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
+        v = tl.dot(low, matrix)
+        v = tl.dot(middle, matrix, v)
+        v = tl.dot(high, matrix, v)
+    else:
+        v = tl.dot(x, matrix)
+    return v
+
+
+@triton.jit
+def magnitude_bits(v):
+    """|v| as int32 bits, which order like the magnitudes with NaN above inf: the maximum propagates NaN."""
+    return v.to(tl.int32, bitcast=True) & _MAGNITUDE
+
+
+@triton.jit
+def floored(bits):
+    """The float32 magnitude of ``bits``, at least SMALLEST; NaN stays."""
+    amax = bits.to(tl.float32, bitcast=True)
+    return tl.where(amax < _SMALLEST, _SMALLEST, amax)
+
+
+@triton.jit
+def seed_word(seed, ROUNDING: tl.constexpr):
+    """The 64-bit seed folded to uint32 (0 where no seed is needed)."""
+    if ROUNDING == 1:
+        value = tl.load(seed)
+        word = (value ^ (value >> 32)).to(tl.uint32) * _SEED_MULTIPLIER
+    else:
+        word = tl.full((), 0, tl.uint32)
+    return word
+
+
+@triton.jit
+def weyl(index):
+    """index·A modulo 2^32."""
+    return index.to(tl.uint32) * _WEYL
+
+
+@triton.jit
+def rounded(v, factor, counter, QMAX: tl.constexpr, ROUNDING: tl.constexpr, dtype: tl.constexpr):
+    """nearest(v·factor + d), clamped to ±QMAX, as ``dtype``. ROUNDING: 0 nearest, 1 stochastic, 2 pseudo-stochastic.
+
+    Neither conversion between integer and float instructions nor a rounding instruction: those run at an eighth of the
+    rate of an addition. u is put into the mantissa of a number in [1, 2), the rounded integer is read from a mantissa.
+    """
+    scaled = v * factor
+    if ROUNDING != 0:
+        if ROUNDING == 2:
+            h = v.to(tl.uint32, bitcast=True) * _WEYL
+        else:
+            h = counter
+        h = (h ^ (h >> _FOLD)) * _MULTIPLIER
+        scaled += ((h >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
+    shifted = tl.minimum(tl.maximum(scaled, -QMAX), QMAX) + _ROUNDER
+    if dtype == tl.int8:
+        q = shifted.to(tl.int32, bitcast=True).to(tl.int8)
+    else:
+        q = (shifted - _ROUNDER).to(dtype)
+    return q

@@ -1,0 +1,89 @@
+"""The pages are true: Python blocks run, messages are the ones that are printed, links lead somewhere.
+
+A block marked ``no-run`` is skipped. One marked ``raises`` must raise, and the block below it holds the message, in
+which ``…`` stands for anything. The blocks of a page share their names, from top to bottom.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from hadamard_fx.errors import HadamardError
+from hadamard_fx.options import DEFAULTS, GRADIENTS
+from hadamard_fx.policy import PROFILES
+from hadamard_fx.profiles import DEFAULT_SCHEMES
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def clean(tmp_path, monkeypatch):
+    """No settings of this machine; profiles that a page registers are forgotten."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in os.environ if name.startswith("HADAMARD_FX_")]:
+        monkeypatch.delenv(name)
+    known = dict(PROFILES)
+    yield
+    PROFILES.clear()
+    PROFILES.update(known)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("clean")
+def test_python_blocks(page):
+    blocks = BLOCK.findall(page.read_text(encoding="utf-8"))
+    names: dict[str, object] = {}
+    for place, (language, mark, code) in enumerate(blocks):
+        if language != "python" or "no-run" in mark:
+            continue
+        if 'backend="hadamard"' in code and "hadamard" not in torch._dynamo.list_backends():
+            pytest.skip("needs the installed package: torch finds the backend by its entry point")
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None):
+            warnings.simplefilter("ignore", UserWarning)
+            if "raises" not in mark:
+                exec(compile(code, f"{page.name}, block {place}", "exec"), names)
+                continue
+            with pytest.raises(HadamardError) as caught:
+                exec(compile(code, f"{page.name}, block {place}", "exec"), names)
+        message = blocks[place + 1][2].strip()
+        pattern = ".*".join(map(re.escape, message.split("…")))
+        assert re.fullmatch(pattern, f"{type(caught.value).__name__}: {caught.value}", re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_option_and_field_is_documented():
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    fields = {name for role in GRADIENTS.values() for name in DEFAULT_SCHEMES[role].__dataclass_fields__}
+    missing = [name for name in (*DEFAULTS, *fields, "auto", "hot", "exact") if f"`{name}`" not in page]
+    assert not missing
+
+
+def test_every_error_is_documented():
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    kinds, names = [HadamardError], []
+    while kinds:
+        kind = kinds.pop()
+        names += [kind.__name__] if kind.__module__ == "hadamard_fx.errors" else []
+        kinds += kind.__subclasses__()
+    assert not [name for name in names if name not in page]
+
+
+def test_readme_has_room_for_the_numbers():
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert page.index("<!-- numbers -->") < page.index("<!-- /numbers -->")
