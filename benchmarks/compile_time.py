@@ -2,8 +2,8 @@
 
     python benchmarks/compile_time.py [--models digits,vit_b] [--contenders inductor,hot,auto] [--repeat 3] [--quick]
 
-Each measurement is a process of its own with an empty cache folder. It first compiles something trivial, so that loading
-the compiler is not counted; then the compile time is the first training step less a later one.
+Each measurement is a process of its own with an empty cache folder. It first compiles something trivial, so that
+loading the compiler is not counted; then the compile time is the first training steps less later ones.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A whole training step (forward, backward, fused AdamW) of a real model: time and peak memory against Inductor.
 
-    python benchmarks/training_step.py --model vit_b16|llama_1b|vit_b|digits [--batch N] [--precision bf16|autocast|fp32]
-                                       [--contenders inductor,hot,auto] [--fp32-eager] [--device cpu|cuda] [--quick]
+    python benchmarks/training_step.py --model vit_b16|llama_1b|vit_b|digits [--batch N]
+        [--precision bf16|autocast|fp32] [--contenders inductor,hot,auto] [--fp32-eager] [--device cpu|cuda] [--quick]
 
 All contenders start from the same weights and see the same batch, which they learn by heart: the losses must fall
 alike. Steps are interleaved in one process. A contender's peak memory is what it allocates by itself: the maximum

@@ -1,7 +1,8 @@
 """``torch.compile(model, backend="hadamard")``: Inductor with the passes of this project hooked in.
 
-``compile_fx`` keeps the AOTAutograd cache, the FX graph cache, CUDA graphs, min-cut, checkpointing and dynamic shapes. On a
-cache hit no pass runs, so ``uuid()`` covers everything that decides, and reports are stored under a key of the same facts.
+``compile_fx`` keeps the AOTAutograd cache, the FX graph cache, CUDA graphs, min-cut, checkpointing and dynamic
+shapes. On a cache hit no pass runs, so ``uuid()`` covers everything that decides, and reports are stored under a key
+of the same facts.
 """
 
 from __future__ import annotations
@@ -68,9 +69,10 @@ def compile_graph(
     if inner_compile is not None:  # what it makes is no code that torch's caches could keep
         arguments["inner_compile"] = inner_compile
         patches["force_disable_caches"] = True
-    compiled: Compiled = compat.compile_fx(gm, example_inputs, config_patches=patches, **arguments)
+    compiled: Any = compat.compile_fx(gm, example_inputs, config_patches=patches, **arguments)
     history.record(key, pipeline)
-    return compiled
+    result: Compiled = compiled
+    return result
 
 
 def reset() -> None:

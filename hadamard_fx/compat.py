@@ -132,7 +132,7 @@ def inductor_options_of_mode(mode: str) -> dict[str, Any]:
 
 
 def known_inductor_option(name: str) -> bool:
-    return name.replace("-", "_") in inductor_config.get_config_copy()  # type: ignore[attr-defined]
+    return name.replace("-", "_") in inductor_config.get_config_copy()
 
 
 def user_hook(name: str) -> Any:

@@ -200,9 +200,7 @@ class Plan:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         settings = tuple((key, (entry["value"], entry["from"])) for key, entry in data["settings"].items())
-        return cls(
-            tuple(_decision_from_json(d) for d in data["decisions"]), data["device"], data["training"], settings
-        )
+        return cls(tuple(_decision_from_json(d) for d in data["decisions"]), data["device"], data["training"], settings)
 
     def digest(self) -> str:
         """A hash that is the same in every process."""

@@ -10,7 +10,7 @@ import torch
 
 from .quantized_mm import EXACT_COLUMNS
 
-__all__ = ["CONFIGS", "FLOAT8", "GROUPED", "POINTERS", "Config", "Problem", "candidates", "config", "device", "problem"]
+__all__ = ["CONFIGS", "FLOAT8", "GROUPED", "POINTERS", "PROMOTE", "Config", "Problem", "candidates", "config", "device", "problem"]
 
 Config = Mapping[str, Any]
 """One configuration, JSON values by name: ``kernel``; the tile ``m``, ``n``, ``k``; ``group_m`` rows of tiles share
@@ -25,32 +25,37 @@ def config(kernel: str, m: int, n: int, k: int, stages: int, **flags: Any) -> di
 
 
 # Two programs of four warps on a multiprocessor hide each other's waits: Triton drains the tensor cores after every
-# K-block where the accumulator is an int32 (1441 TOP/s at 8192³ on an H200, against 1272 with one program of eight).
+# K-block where the accumulator is an int32 (1466 TOP/s at 8192³ on an H200, against 1354 with one program of eight).
 CONFIGS: tuple[Config, ...] = (
     config("tiles", 128, 128, 128, 3, warps=4, per_sm=2),
+    config("tiles", 128, 128, 128, 3, warps=4, per_sm=2, flatten=True),
     config("tiles", 128, 256, 128, 4, flatten=True),
     config("stream", 128, 128, 128, 3, warps=4, per_sm=2),
-    config("stream", 128, 256, 128, 4),
     config("stream", 256, 128, 128, 4),
+    config("stream", 128, 128, 128, 5),
 )
-"""int8, one rescale at the end; the safest first."""
+"""One rescale at the end; the safest first."""
 
 # Where partial sums are rescaled, or promoted, a second accumulator needs the registers of half the tile.
 GROUPED: tuple[Config, ...] = (
-    config("tiles", 128, 128, 128, 4),
-    config("tiles", 64, 128, 128, 3, warps=4, per_sm=2),
+    config("tiles", 128, 128, 256, 3),
+    config("tiles", 64, 128, 128, 4, warps=4, per_sm=2, flatten=True),
+    config("stream", 128, 128, 256, 3),
+    config("stream", 64, 128, 128, 4, warps=4, per_sm=2),
+)
+"""Partial sums rescaled every ``step`` columns."""
+
+FLOAT8: tuple[Config, ...] = (
+    config("tiles", 128, 128, 256, 3),
+    config("tiles", 64, 128, 128, 4, warps=4, per_sm=2, flatten=True),
     config("stream", 128, 128, 256, 3),
     config("stream", 128, 128, 128, 5),
 )
-"""Any carrier, partial sums rescaled every ``step`` columns."""
+"""float8_e4m3 over more than ``PROMOTE`` columns, one rescale at the end."""
 
-FLOAT8: tuple[Config, ...] = (
-    config("tiles", 128, 128, 128, 5, promote=128),
-    config("tiles", 128, 128, 128, 5, promote=128, flatten=True),
-    config("stream", 128, 128, 128, 5, promote=128),
-)
-"""float8_e4m3, one rescale at the end. Hopper's tensor cores add FP8 products with 14 bits: sums above 16384 lose
-their last bits (measured: all operands 7, K = 512). ``promote`` moves the sum into float32 registers before that."""
+PROMOTE = 256
+"""Columns of FP8 that the tensor cores may add up. Hopper's add FP8 products with 14 bits: sums above 2^14 lose their
+last bits (measured: all operands 7, K = 512), and 256 · 7² < 2^14. Every so many columns the sum moves to float32."""
 
 POINTERS: tuple[Config, ...] = (
     config("tiles", 128, 128, 64, 3, store="plain", tma=False),
@@ -95,8 +100,9 @@ class Problem(NamedTuple):
         return self.aligned and steps % 16 == 0 and self.step % 32 == 0 and device(self.index)[1] >= 90
 
     def store(self) -> str:
-        """How the result may leave: its rows must start at multiples of 16 bytes for the bulk copy engine."""
-        return "tma" if self.tma and self.n * self.dtype.itemsize % 16 == 0 else "plain"
+        """How the result may leave. The bulk copy engine wants rows that start at multiples of 16 bytes, and room in
+        the fast memory, which a float32 result would take from the operands."""
+        return "tma" if self.tma and self.dtype.itemsize == 2 and self.n % 8 == 0 else "plain"
 
     def key(self) -> dict[str, object]:
         """What the tuner's answer depends on; sizes in steps of an eighth of their power of two."""
@@ -132,16 +138,24 @@ def _bucket(size: int) -> int:
 
 def candidates(posed: Problem) -> list[Config]:
     """The configurations that are legal and not plainly wasteful for a problem, the safest first."""
+    float8 = posed.carrier != torch.int8
+    if not posed.tma:
+        entries = POINTERS
+    elif posed.step:
+        entries = GROUPED
+    else:
+        entries = FLOAT8 if float8 and posed.k > PROMOTE else CONFIGS
     legal: list[Config] = []
-    whole = FLOAT8 if posed.carrier != torch.int8 else CONFIGS
-    for entry in (GROUPED if posed.step else whole) if posed.tma else POINTERS:
+    for entry in entries:
         tiles = -(-posed.m // entry["m"]) * -(-posed.n // entry["n"])
-        few = tiles < device(posed.index)[0] * entry["per_sm"] and posed.k > 8 * entry["k"]
-        if entry["kernel"] == "stream" and not few:
+        programs = device(posed.index)[0] * entry["per_sm"]
+        idle = -tiles % programs / (tiles + -tiles % programs)  # of the last wave, were no tile shared
+        if entry["kernel"] == "stream" and (idle < 0.1 or posed.k < 16 * entry["k"]):
             continue
         k = entry["k"]
         while posed.tma and posed.step % k:
             k //= 2  # a group is a whole number of K-blocks
+        promote = min(PROMOTE, k) if float8 and posed.k > PROMOTE and (posed.step or posed.k) > PROMOTE else None
         store = "plain" if posed.store() == "plain" else entry["store"]
-        legal.append({**entry, "k": k, "store": store})
+        legal.append({**entry, "k": k, "store": store, "promote": promote})
     return legal

@@ -98,10 +98,10 @@ class _Launch:
             programs = min(tiles, programs)
         else:
             self.kernel = self.bodies.stream_kernel
-            programs, layers, depth = _shares(programs, tiles, blocks // max(steps, 1))
-            self.extra = (layers, depth)
+            programs, *shares, shared = _shares(programs, tiles, blocks // max(steps, 1))
+            self.extra = tuple(shares)
             partial = torch.int32 if posed.carrier == torch.int8 and not step else torch.float32
-            self.shared = (tiles * (layers + 2) * config["m"] * config["n"], tiles, partial)
+            self.shared = (shared * (shares[2] + 2) * config["m"] * config["n"], shared, partial)
         self.grid, self.constants = (programs, 1, 1), tuple(constants)
         self.options = {"num_warps": config["warps"], "num_stages": config["stages"]}
 
@@ -122,14 +122,19 @@ class _Launch:
             self.compiled = compiled
 
 
-def _shares(programs: int, tiles: int, units: int) -> tuple[int, int, int]:
-    """(programs, layers, units of a layer) of ``stream_kernel``; a program gets at least four units if it can."""
-    programs = min(programs, tiles * max(units // 4, 1))
-    if programs < tiles:
-        return programs, 0, 0
-    depth = -(-tiles * units // programs)
-    layers = min(programs // tiles, -(-units // depth))
-    return (programs if layers * depth < units else layers * tiles), layers, depth
+def _shares(programs: int, tiles: int, units: int) -> tuple[int, int, int, int, int, int]:
+    """How ``stream_kernel`` deals out tiles of so many units: (programs, waves, sharers, layers, depth, shared tiles).
+
+    A sharer gets at least four units where a tile has as many.
+    """
+    waves = max(-(-tiles // programs) - 1, 0)
+    shared = tiles - waves * programs
+    sharers = min(programs, shared * max(units // 4, 1))
+    depth = -(-shared * units // sharers)
+    layers = min(sharers // shared, -(-units // depth))
+    if layers * depth >= units:
+        sharers = layers * shared
+    return (programs if waves else sharers), waves, sharers, layers, depth, shared
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:

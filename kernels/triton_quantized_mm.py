@@ -156,18 +156,19 @@ def tiles_kernel(
 def stream_kernel(
     a_pointer, b_pointer, scale_a, scale_b, out,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
-    partials, arrived, layers, depth,
+    partials, arrived, waves, sharers, layers, depth,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
-    """Equal shares of (tile, unit), a unit being a K-block, or a group of STEPS of them.
+    """The tiles that do not fill a wave of programs are shared, then every program computes ``waves`` whole ones.
 
-    The first ``layers`` times tiles programs take ``depth`` units of one tile each, layer by layer, so that programs
-    side by side read the same columns while they are in the cache. What is left of every tile, tile after tile, is cut
-    into equal spans for the remaining programs.
+    What is shared is counted in units: a K-block, or a group of STEPS of them. The first ``layers`` times (shared tiles)
+    programs take ``depth`` units of one tile each, layer by layer, so that programs side by side read the same columns
+    while they are in the cache. What is left of every tile, tile after tile, is cut into equal spans for the others of
+    the ``sharers``.
 
-    ``partials`` [tiles, layers + 2, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32 [tiles],
-    zeros: units that are ready. No program ever waits for another: the last to arrive adds up, in a fixed order.
+    ``partials`` [shared tiles, layers + 2, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32
+    [shared tiles], zeros: units that are ready. No program waits for another: the last to arrive adds up, in order.
     """
     INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
     UNIT: tl.constexpr = 1 if STEPS == 0 else STEPS
@@ -176,39 +177,44 @@ def stream_kernel(
     b = _operand(b_pointer, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    tiles = tiles_m * tiles_n
-    per_tile = blocks // UNIT
-    programs = tl.num_programs(0)
     program = tl.program_id(0)
+    whole = waves * tl.num_programs(0)
+    tiles = tiles_m * tiles_n - whole
+    per_tile = blocks // UNIT
     rest = tl.maximum(per_tile - layers * depth, 0)
-    spans = programs - layers * tiles
+    spans = sharers - layers * tiles
     layered = program < layers * tiles
-    unit = (program % tiles) * rest
-    stop = unit + rest
     skip = layers * depth  # units of a tile that precede the ones counted by ``unit``
     width = rest
+    unit = 0
+    stop = 0
     if layered:
         skip = (program // tiles) * depth
         width = min(depth, per_tile - skip)
         unit = (program % tiles) * width
         stop = unit + width
-    else:
+    elif program < sharers:
         q = (program - layers * tiles).to(tl.int64)
         unit = (q * tiles * rest // spans).to(tl.int32)
         stop = ((q + 1) * tiles * rest // spans).to(tl.int32)
+    stop += waves * per_tile  # the whole tiles come last: then no program ends with the sums of the others
     inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    wave = 0
     while unit < stop:
-        tile = unit // width
-        first = unit % width
-        last = min(width, first + stop - unit)
+        sharing = unit < stop - (waves - wave) * per_tile
+        tile = unit // width if sharing else tiles + program + wave * tl.num_programs(0)
+        first = unit % width if sharing else 0
+        last = min(width, first + stop - waves * per_tile - unit) if sharing else per_tile
+        start = skip + first if sharing else 0
         tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP_M)
         row = tile_m * BLOCK_M
         column = tile_n * BLOCK_N
         total = _accumulate(
-            a, b, scale_a, scale_b, row, column, (skip + first) * UNIT, (skip + last) * UNIT,
+            a, b, scale_a, scale_b, row, column, start * UNIT, (start + last - first) * UNIT,
             M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
             BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, PROMOTE,
         )  # fmt: skip
+        complete = True
         if last - first < per_tile:
             slots = partials + tile.to(tl.int64) * (layers + 2) * SIZE + inside
             # The spans that share the rest of this tile: from the one with its first unit to the one with its last.
@@ -222,13 +228,17 @@ def stream_kernel(
             tl.store(slots + slot * SIZE, total)
             tl.debug_barrier()  # every thread has stored before one of them says so
             ready = tl.atomic_add(arrived + tile, last - first, sem="acq_rel") + (last - first)
-            if ready == per_tile:
+            complete = ready == per_tile
+            if complete:
                 total = tl.load(slots, cache_modifier=".cg")  # written by other processors: not from L1
                 for other in range(1, layers + highest - lowest + 1):
                     total += tl.load(slots + other * SIZE, cache_modifier=".cg")
-            last = tl.where(ready == per_tile, last, -last)
-        if last > 0:
+        if complete:
             _write(
                 total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
             )
-        unit += tl.abs(last) - first
+        if sharing:
+            unit += last - first
+        else:
+            unit += per_tile
+            wave += 1

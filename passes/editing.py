@@ -1,4 +1,4 @@
-"""Inserting nodes into a joint graph: every new node gets ``meta["val"]`` from its op's fake, and shared work is made once."""
+"""Inserting nodes into a joint graph: every new node gets ``meta["val"]`` from its op's fake; shared work is made once."""
 
 from __future__ import annotations
 
@@ -102,14 +102,14 @@ class GraphEditor:
         return vector
 
     def behind(self, node: fx.Node) -> AbstractContextManager[Any]:
-        """Insert right behind ``node``, so that what it computes need not live any longer; behind the inputs at least."""
+        """Insert right behind ``node``, so that it need not live any longer; behind the inputs at least."""
         following = node.next
         while following.op == "placeholder":
             following = following.next
         return self.graph.inserting_before(following)
 
     def kept_anyway(self, node: fx.Node) -> bool:
-        """Some backward node that the plan leaves alone reads ``node``'s memory, so that the backward holds it anyhow."""
+        """A backward node that the plan leaves alone reads ``node``'s memory, so that the backward holds it anyhow."""
         readers = (user for user in self._readers(node) if user in self.joint.tangent_closure)
         return any(user.name not in self._rewritten for user in readers)
 

@@ -1,8 +1,8 @@
 """Find every matrix product of a joint graph and say what it computes for which layer (design, section 3: roles).
 
-A backward product has one operand in T. It belongs to the forward product with its ``seq_nr``: if its other operand is the
-forward's left one, it is the gradient of the right one, and the other way round. "The other operand is a placeholder, so it
-is the weight" would be wrong: a first layer's x is a placeholder too.
+A backward product has one operand in T. It belongs to the forward product with its ``seq_nr``: if its other operand is
+the forward's left one, it is the gradient of the right one, and the other way round. "The other operand is a
+placeholder, so it is the weight" would be wrong: a first layer's x is a placeholder too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The joint graph with the facts that every pass asks for: who depends on tangents, who on parameters only.
 
-Notation of the design, section 3: T = the forward closure of the tangents, P = the nodes that depend on parameters only.
+Notation of the design, section 3: T = the forward closure of the tangents, P = the nodes that depend on parameters
+only.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ def describe_inputs(gm: fx.GraphModule, example_inputs: Iterable[Any]) -> tuple[
 class JointGraph:
     """A joint (or inference) graph and what the backend knows of its inputs.
 
-    The closures are computed when first asked for and hold for the nodes that were there then: passes that add nodes take
-    a fresh ``JointGraph``.
+    The closures are computed when first asked for and hold for the nodes that were there then: passes that add nodes
+    take a fresh ``JointGraph``.
     """
 
     graph: fx.Graph

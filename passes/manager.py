@@ -1,6 +1,6 @@
 """The order of the passes, with the laws between them.
 
-    joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition ─ LowerToAten
+joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition ─ LowerToAten
 """
 
 from __future__ import annotations

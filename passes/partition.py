@@ -1,7 +1,8 @@
 """Split a joint graph so that the compressed activations, and not what they were made from, are kept for the backward.
 
-Plain min-cut would keep x, or rebuild it, wherever that looks cheap. Here the compressed activations are presented to it as
-results of the forward, which it must keep, and are taken out of the results again afterwards (HOT, section 3: ABC).
+Plain min-cut would keep x, or rebuild it, wherever that looks cheap. Here the compressed activations are presented to
+it as results of the forward, which it must keep, and are taken out of the results again afterwards (HOT, section 3:
+ABC).
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def _is_part(node: fx.Node) -> bool:
 
 
 def _output(graph: fx.Graph) -> fx.Node:
-    return next(iter(reversed(graph.nodes)))
+    (output,) = graph.find_nodes(op="output")
+    result: fx.Node = output
+    return result
 
 
 def _insert_outputs(joint: fx.GraphModule, nodes: list[fx.Node], position: int) -> None:

@@ -1,4 +1,5 @@
-"""What a scheme must know to be chosen and rewritten: one ``SchemeRule`` per scheme, one file each in ``passes/schemes``.
+"""What a scheme must know to be chosen and rewritten: one ``SchemeRule`` per scheme, one file each in
+``passes/schemes``.
 
 A new scheme is one new file there: a frozen dataclass derived from ``Scheme`` and a rule that is registered for it.
 """
@@ -41,7 +42,8 @@ class SchemeRule(ABC):
 
     @abstractmethod
     def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
-        """Predicted seconds and saved bytes; ``sharing`` products have the saved operand in common and split its cost."""
+        """Predicted seconds and saved bytes; ``sharing`` products have the saved operand in common and split its
+        cost."""
 
     @abstractmethod
     def rewrite(self, scheme: Any, node: fx.Node, editor: GraphEditor) -> fx.Node:

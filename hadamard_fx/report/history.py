@@ -34,7 +34,7 @@ def clear() -> None:
 
 
 def record(key: str, pipeline: Pipeline) -> Report | None:
-    """Append the report of a compilation: a new one where the passes ran, the stored one where torch had it in its cache."""
+    """Append the report of a compilation: a new one where the passes ran, the stored one on a hit of torch's cache."""
     name = f"graph {len(_REPORTS)}"
     if pipeline.plan is None:
         report = store.load(_folder(), key)

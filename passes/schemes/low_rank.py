@@ -1,7 +1,8 @@
-"""HLA: g_w = (Ĥ g_y)ᵀ (Ĥ x), Ĥ the low sequencies of each block of tokens; Ĥ x is made in the forward (HOT, section 3: ABC).
+"""HLA: g_w = (Ĥ g_y)ᵀ (Ĥ x), Ĥ the low sequencies of each block of tokens; Ĥ x is made in the forward (HOT, section
+3: ABC).
 
-Only the compressed x lives between forward and backward. Where the backward holds x anyway (attention reads its own output),
-x is compressed there instead: keeping both would cost more than it saves.
+Only the compressed x lives between forward and backward. Where the backward holds x anyway (attention reads its own
+output), x is compressed there instead: keeping both would cost more than it saves.
 """
 
 from __future__ import annotations
@@ -39,9 +40,7 @@ class LowRankRule(SchemeRule):
     def price(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
         tokens, size, group = gemm.K.hint, itemsize(gemm), scheme.group or 0
         kept = -(-tokens // scheme.order) * scheme.rank
-        compress_x = compress_tokens.traffic(
-            tokens, gemm.saved_extent, scheme.order, scheme.rank, size, group
-        )
+        compress_x = compress_tokens.traffic(tokens, gemm.saved_extent, scheme.order, scheme.rank, size, group)
         launches = [
             compress_tokens.traffic(tokens, gemm.gradient_extent, scheme.order, scheme.rank, size, group),
             quantized_mm.traffic(gemm.M.hint, gemm.N.hint, kept, "int8", size),
@@ -93,8 +92,8 @@ class LowRankRule(SchemeRule):
         *,
         backward: bool,
     ) -> tuple[fx.Node, ...]:
-        arguments = (tokens_first, seed, scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0)
-        call = editor.call(load()["compress_tokens"].op, arguments, node, backward=backward)
+        kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0)
+        call = editor.call(load()["compress_tokens"].op, (tokens_first, seed, *kept), node, backward=backward)
         parts = editor.results(call, 2)
         if not backward:
             tags = [inherit_recomputation(made, tokens_first) for made in (call, *parts)]

@@ -104,9 +104,9 @@ def test_law(spoil: Spoil, monkeypatch: pytest.MonkeyPatch) -> None:
         whole(pipeline, graph)
         assert pipeline.plan is not None
         copy = fx.GraphModule({}, fx.Graph())
-        values: dict[fx.Node, fx.Node] = {}
-        copy.graph.output(copy.graph.graph_copy(graph, values))
-        with compat.fresh_fake_mode([n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]):
+        copy.graph.output(copy.graph.graph_copy(graph, {}))
+        values = [n.meta["val"] for n in graph.nodes if isinstance(n.meta.get("val"), torch.Tensor)]
+        with compat.fresh_fake_mode(values):
             plan = spoil(copy.graph, pipeline.plan)
         with pytest.raises(LawViolation) as raised:
             enforce(JointGraph(copy.graph, pipeline.inputs), plan, "a pass under test")
