@@ -131,6 +131,8 @@ def record(
     for row in rows:
         table.add_row(*map(_text, row.values()))
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=150)
     console.print(table)
     today = datetime.date.today().isoformat()
     data = {

@@ -9,6 +9,7 @@ end says so, and the exit code is 1 if any failed.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -29,8 +30,8 @@ SUITE: dict[str, tuple[int, list[str]]] = {
 }
 """Name -> (seconds it usually takes, command); the most telling first."""
 
-OWN_OUTPUT = {"products": "quantized_mm-cuda.json", "kernels": "transform_kernels-cuda.json"}
-"""Benchmarks whose ``--out`` is a file, not a folder, and that know no ``--device`` and no ``--quick``."""
+OWN_OUTPUT = {"products": ("--out", "quantized_mm-cuda.json"), "kernels": ("--output", "transform_kernels-cuda.json")}
+"""Benchmarks that write one file under a flag of their own, and know no ``--device`` and no ``--quick``."""
 
 
 def command_of(name: str, options: argparse.Namespace) -> list[str]:
@@ -38,7 +39,8 @@ def command_of(name: str, options: argparse.Namespace) -> list[str]:
     script, *flags = SUITE[name][1]
     command = [sys.executable, str(HERE / script), *flags]
     if name in OWN_OUTPUT:
-        return [*command, "--out", str(options.out / OWN_OUTPUT[name])]
+        flag, file = OWN_OUTPUT[name]
+        return [*command, flag, str(options.out / file)]
     return [*command, "--device", "cuda", "--out", str(options.out), *(["--quick"] if options.quick else [])]
 
 
@@ -49,8 +51,9 @@ def run(name: str, options: argparse.Namespace, left: float) -> str:
         return f"skipped, {left:.0f} s left"
     begin = time.monotonic()
     print(f"== {name}", flush=True)
+    checkout = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), os.getenv("PYTHONPATH")]))}
     try:
-        code = subprocess.run(command_of(name, options), timeout=left, check=False).returncode
+        code = subprocess.run(command_of(name, options), env=checkout, timeout=left, check=False).returncode
     except subprocess.TimeoutExpired:
         return f"stopped after {left:.0f} s"
     return f"{'ok' if code == 0 else f'failed with {code}'}, {time.monotonic() - begin:.0f} s"

@@ -14,8 +14,8 @@ __all__ = ["FILE_NAME", "PREFIX", "find_file", "read_environment", "read_file"]
 
 PREFIX = "HADAMARD_FX_"
 FILE_NAME = "hadamard.toml"
-NOT_OPTIONS = frozenset({"HADAMARD_FX_CACHE_DIR"})
-"""Variables that say where caches lie: they change no decision."""
+NOT_OPTIONS = frozenset({"HADAMARD_FX_CACHE_DIR", "HADAMARD_FX_COMMIT"})
+"""Variables of the kernels' cache and of the benchmarks: they change no decision."""
 
 
 def read_environment(environ: Mapping[str, str], keys: tuple[str, ...]) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """Which configuration of a kernel is fastest here: measured once, remembered.
 
-A configuration is a small mapping (tile sizes, warps, stages). The first use of a key on a device times a short list of
-them; the answer is kept in memory and in one JSON file per device, versions and kernel sources, so that the next process
-does not measure again. Whatever is wrong with that file, the answer is measured anew and the file rewritten.
+A configuration is a small mapping (tile sizes, warps, stages). The first use of a key on a device times a short list
+of them; the answer is kept in memory and in one JSON file per device, versions and kernel sources, so that the next
+process does not measure again. Whatever is wrong with that file, the answer is measured anew and the file rewritten.
 
 The file lies under ``$HADAMARD_FX_CACHE_DIR``, else ``$XDG_CACHE_HOME/hadamard_fx/autotune``, else
 ``~/.cache/hadamard_fx/autotune``. Nothing is measured while a CUDA graph is captured.
@@ -14,6 +14,7 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import statistics
@@ -110,7 +111,8 @@ def seconds(call: Callable[[], object], repeats: int = 8) -> float:
         call()
         event.record()
     events[-1].synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False)) * 1e-3
+    times = [float(a.elapsed_time(b)) for a, b in itertools.pairwise(events)]
+    return statistics.median(times) * 1e-3
 
 
 def capturing() -> bool:

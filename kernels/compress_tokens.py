@@ -121,9 +121,7 @@ def fake(
     return q, x.new_empty((groups, channels if scale == "channel" else 1), dtype=torch.float32)
 
 
-def traffic(
-    tokens: Expression, channels: Expression, order: int, rank: int, itemsize: int, group: int = 0
-) -> Traffic:
+def traffic(tokens: Expression, channels: Expression, order: int, rank: int, itemsize: int, group: int = 0) -> Traffic:
     """One write of rank/order of the elements in int8; one read where a group's scale is known after one pass.
 
     Args:

@@ -1,8 +1,8 @@
 """The operators of this project: ``torch.ops.hadamard.*``, each declared by one file of this folder.
 
-A kernel is one ``Kernel`` record: the paper's formula (``reference``), a functional PyTorch form (``cpu``, which is also
-what Inductor inlines on a CPU), a ``fake`` that knows shapes, a CUDA launcher, and its ``traffic``. The operators are
-pure functions and opaque in the joint graph; a pass of the backend lowers them per device.
+A kernel is one ``Kernel`` record: the paper's formula (``reference``), a functional PyTorch form (``cpu``, which is
+also what Inductor inlines on a CPU), a ``fake`` that knows shapes, a CUDA launcher, and its ``traffic``. The operators
+are pure functions and opaque in the joint graph; a pass of the backend lowers them per device.
 
 Files named ``triton_*.py`` hold Triton bodies and need Triton to import; nothing else does.
 """
@@ -141,5 +141,5 @@ def triton_bodies(name: str) -> ModuleType:
 
 
 def failure(kernel: str, cause: BaseException, **shape: object) -> KernelError:
-    """The error for a kernel that did not compile or launch: ``raise failure("quantize_rows", error, R=3) from error``."""
+    """The error for a kernel that did not compile or launch: ``raise failure("quantize_rows", error, R=3)``."""
     return KernelError(kernel, " ".join(f"{key}={value}" for key, value in shape.items()), cause)

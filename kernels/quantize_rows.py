@@ -68,9 +68,7 @@ def cuda(
     x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
 ) -> tuple[Tensor, Tensor]:
     """The operator on CUDA tensors (``triton_rows.py``)."""
-    results: tuple[Tensor, Tensor] = triton_bodies("rows").quantize_rows(
-        x, seed, order, bits, scale, rounding, carrier
-    )
+    results: tuple[Tensor, Tensor] = triton_bodies("rows").quantize_rows(x, seed, order, bits, scale, rounding, carrier)
     return results
 
 
@@ -101,7 +99,9 @@ def traffic(rows: Expression, k: Expression, order: int, itemsize: int, scale: s
     reads = 1 if scale == "token" else 2
     width = ceil_div(k, max(order, 16)) * max(order, 16)
     operations = rows * width * (2 * order + 10)
-    return Traffic("quantize_rows", reads * rows * k * itemsize, rows * width + SCALE_BYTES * rows, operations, "vector")
+    return Traffic(
+        "quantize_rows", reads * rows * k * itemsize, rows * width + SCALE_BYTES * rows, operations, "vector"
+    )
 
 
 KERNEL = register(Kernel("quantize_rows", SCHEMA, reference, cpu, fake, traffic), cuda)

@@ -1,7 +1,7 @@
 """The product of two quantised operands, with the scales applied where the result is still in registers.
 
-Both operands are K-major: ``a`` [M, K] and ``b`` [N, K] hold integers, in int8 or in float8_e4m3 (which holds up to four
-bits exactly). The result is
+Both operands are K-major: ``a`` [M, K] and ``b`` [N, K] hold integers, in int8 or in float8_e4m3 (which holds up to
+four bits exactly). The result is
 
     out[m, n] = Σ_g scale_a[g, m] · scale_b[g, n] · Σ_{k in group g} a[m, k] · b[n, k]
 
@@ -27,7 +27,18 @@ from hadamard_fx.errors import KernelError
 from .library import Kernel, register
 from .traffic import SCALE_BYTES, Expression, Traffic
 
-__all__ = ["EXACT_COLUMNS", "QUANTIZED_MM", "check", "cpu", "cuda", "fake", "groups", "integer_mm", "reference", "traffic"]
+__all__ = [
+    "EXACT_COLUMNS",
+    "NAME",
+    "QUANTIZED_MM",
+    "check",
+    "cpu",
+    "cuda",
+    "fake",
+    "integer_mm",
+    "reference",
+    "traffic",
+]
 
 NAME = "quantized_mm"
 SCHEMA = "(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, int group_k, ScalarType dtype) -> Tensor"
@@ -68,8 +79,8 @@ def cpu(
 ) -> torch.Tensor:
     """The operator in functional PyTorch. ``a`` and ``b`` may have any strides.
 
-    Traceable with symbolic sizes where ``group_k`` is 0: the product is one ``_int_mm`` and the rescale is pointwise, so
-    that Inductor fuses it with what follows. A symbolic K must stay within ``EXACT_COLUMNS`` (an integer K need not).
+    Traceable with symbolic sizes where ``group_k`` is 0: the product is one ``_int_mm`` and the rescale is pointwise,
+    so that Inductor fuses it with what follows. A symbolic K must stay within ``EXACT_COLUMNS``; a plain K need not.
 
     Returns:
         [M, N] of ``dtype``.
@@ -82,7 +93,7 @@ def cpu(
         check(a, b, scale_a, scale_b, group_k)  # symbolic sizes must not be branched on; the fake checks those
     if not isinstance(k, int):
         if group_k:
-            raise KernelError(NAME, f"K={k} group_k={group_k}", "groups of a symbolic K cannot be unrolled; call the operator")
+            raise KernelError(NAME, f"K={k} group_k={group_k}", "groups of a symbolic K cannot be unrolled here")
         return _rescale(integer_mm(a, b), scale_a[:1], scale_b[:1]).to(dtype)
     out = None
     for start, stop, g in groups(k, group_k, scale_a.shape[0]):
@@ -113,7 +124,7 @@ def integer_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a bᵀ of integers, exact: int32 [M, N]. |a|, |b| ≤ 128 and at most ``EXACT_COLUMNS`` columns."""
     if a.dtype != torch.int8:
         a, b = a.to(torch.float32).to(torch.int8), b.to(torch.float32).to(torch.int8)
-    if int8_product_is_exact():
+    if int8_product_is_exact() and not _degenerate(a, b):
         return torch._int_mm(a, b.t())
     if not isinstance(a.shape[1], int):
         return (a.to(torch.float64) @ b.to(torch.float64).t()).to(torch.int32)
@@ -124,6 +135,14 @@ def integer_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         total = partial if total is None else total + partial
     assert total is not None
     return total
+
+
+def _degenerate(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Operands that ``_int_mm`` may leave unmultiplied without a word: it takes the strides for leading dimensions, and
+    the stride of an axis of size 1 may be anything (pytorch issue 195066). Symbolic sizes are never 1."""
+    return any(isinstance(x, int) and x == 1 for x in (*a.shape, *b.shape)) or any(
+        isinstance(x, int) and x == 0 for x in (*a.stride(), *b.stride())
+    )
 
 
 @functools.cache
@@ -159,7 +178,7 @@ def check(a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torc
         cause = f"the operands contract {k} and {b.shape[1]} columns; both must be K-major, [M, K] and [N, K]"
     elif scale_a.shape[1] not in (1, m) or scale_b.shape[1] not in (1, n) or scale_b.shape[0] != count:
         cause = f"scales must be [G, {m}] or [G, 1], and [G, {n}] or [G, 1], not {[*scale_a.shape]}, {[*scale_b.shape]}"
-    elif group_k < 0 or (group_k == 0 and count != 1) or (group_k and not 0 <= k - (count - 1) * group_k):
+    elif group_k < 0 or (group_k == 0 and count != 1) or (group_k and k < (count - 1) * group_k):
         cause = f"{count} rows of scales do not fit groups of {group_k} columns (0 means one group)"
     elif group_k and k > count * group_k + 15:
         cause = f"{count} groups of {group_k} columns do not cover {k} columns"

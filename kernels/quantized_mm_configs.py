@@ -10,7 +10,7 @@ import torch
 
 from .quantized_mm import EXACT_COLUMNS
 
-__all__ = ["CONFIGS", "FLOAT8", "GROUPED", "POINTERS", "PROMOTE", "Config", "Problem", "candidates", "config", "device", "problem"]
+__all__ = ["CONFIGS", "FLOAT8", "GROUPED", "PROMOTE", "Config", "Problem", "candidates", "config", "device", "problem"]
 
 Config = Mapping[str, Any]
 """One configuration, JSON values by name: ``kernel``; the tile ``m``, ``n``, ``k``; ``group_m`` rows of tiles share
@@ -80,7 +80,7 @@ class Problem(NamedTuple):
     stride_b: int
     aligned: bool
     """All operands start at multiples of 16 bytes."""
-    index: int
+    ordinal: int
     """Of the device."""
 
     @property
@@ -97,7 +97,7 @@ class Problem(NamedTuple):
     def tma(self) -> bool:
         """Whether the bulk copy engine can read the operands in tiles of at least 32 columns."""
         steps = self.stride_a | self.stride_b
-        return self.aligned and steps % 16 == 0 and self.step % 32 == 0 and device(self.index)[1] >= 90
+        return self.aligned and steps % 16 == 0 and self.step % 32 == 0 and device(self.ordinal)[1] >= 90
 
     def store(self) -> str:
         """How the result may leave. The bulk copy engine wants rows that start at multiples of 16 bytes, and room in
@@ -148,7 +148,7 @@ def candidates(posed: Problem) -> list[Config]:
     legal: list[Config] = []
     for entry in entries:
         tiles = -(-posed.m // entry["m"]) * -(-posed.n // entry["n"])
-        programs = device(posed.index)[0] * entry["per_sm"]
+        programs = device(posed.ordinal)[0] * entry["per_sm"]
         idle = -tiles % programs / (tiles + -tiles % programs)  # of the last wave, were no tile shared
         if entry["kernel"] == "stream" and (idle < 0.1 or posed.k < 16 * entry["k"]):
             continue
@@ -157,5 +157,7 @@ def candidates(posed: Problem) -> list[Config]:
             k //= 2  # a group is a whole number of K-blocks
         promote = min(PROMOTE, k) if float8 and posed.k > PROMOTE and (posed.step or posed.k) > PROMOTE else None
         store = "plain" if posed.store() == "plain" else entry["store"]
+        if store == "plain" and entry.get("flatten"):
+            continue  # its staging buffer would come on top of the operands'
         legal.append({**entry, "k": k, "store": store, "promote": promote})
     return legal

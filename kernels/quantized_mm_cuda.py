@@ -34,7 +34,7 @@ def launch(
     out = torch.empty((a.shape[0], b.shape[0]), dtype=dtype, device=a.device)
     posed = problem(a, b, scale_a, scale_b, group_k, dtype)
     prepared = _LAUNCHES.get(posed)
-    if prepared is not None and posed.index == torch.cuda.current_device():
+    if prepared is not None and posed.ordinal == torch.cuda.current_device():
         prepared(a, b, scale_a, scale_b, out)
         return out
     check(a, b, scale_a, scale_b, group_k)
@@ -83,7 +83,7 @@ class _Launch:
         steps = -(-step // tile_k)
         blocks = posed.pieces * steps if step else -(-posed.k // tile_k)
         tiles = -(-posed.m // config["m"]) * -(-posed.n // config["n"])
-        programs = device(posed.index)[0] * config["per_sm"]
+        programs = device(posed.ordinal)[0] * config["per_sm"]
         jumps = (1 if posed.repeat_a else posed.m, 1 if posed.repeat_b else posed.n) if posed.group_k else (0, 0)
         self.sizes: tuple[int, ...] = (
             posed.m, posed.n, posed.k, posed.stride_a, posed.stride_b, posed.n, step,
@@ -91,9 +91,10 @@ class _Launch:
         )  # fmt: skip
         self.tma, self.reuse, self.compiled = config["tma"], posed.aligned, None
         self.shared: tuple[int, int, torch.dtype] | None = None
+        self.extra: tuple[int, ...] = ()
         constants = [config["m"], config["n"], tile_k, config["group_m"], steps, self.tma, config.get("promote")]
         if config["kernel"] == "tiles":
-            self.kernel, self.extra = self.bodies.tiles_kernel, ()
+            self.kernel = self.bodies.tiles_kernel
             constants += [config["store"] == "tma", config.get("flatten", False)]
             programs = min(tiles, programs)
         else:

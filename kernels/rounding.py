@@ -8,9 +8,12 @@ All three are ``nearest(v + d)``, nearest being half to even:
   checkpointing, on whatever device, gives the same integers.
 - ``pseudo_stochastic`` (NITI, arXiv 2009.13108): u is a hash of the bits of the value before scaling: no generator.
 
-The hash of a 32-bit integer i is ``h = i·A + word(seed); h ^= h >> 16; h *= B; u = (h >> 9)·2^-23`` (all modulo 2^32): a Weyl
-sequence, one fold, one multiplication whose upper 23 bits, the well-mixed ones, are the mantissa of u. It is five integer
-operations because the GPU kernels are limited by integer operations, not by bytes, as soon as it is ten.
+The hash of a 32-bit integer i is ``h = i·A + word(seed); h ^= h >> 16; h *= B; u = (h >> 9)·2^-23``, modulo 2^32: a
+Weyl sequence, one fold, one multiplication whose upper 23 bits, the well-mixed ones, are the mantissa of u. It is this
+short because a GPU kernel that spends ten integer operations on an element is limited by them, not by bytes.
+
+The pseudo-stochastic draw follows the last bit of its value: it repeats on one device, while two devices that add the
+terms of a transform in another order draw differently, from the same distribution.
 """
 
 from __future__ import annotations
@@ -18,12 +21,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["FOLD", "MULTIPLIER", "SEED_MULTIPLIER", "WEYL", "dither", "flat_index", "reference_uniform", "round_to_integer", "seed_word"]
+__all__ = [
+    "FOLD",
+    "MULTIPLIER",
+    "SEED_MULTIPLIER",
+    "WEYL",
+    "dither",
+    "flat_index",
+    "reference_uniform",
+    "round_to_integer",
+    "seed_word",
+]
 
 WEYL = 0x9E3779B1
 """A: 2^32 divided by the golden ratio, made odd."""
 MULTIPLIER = 0xC2B2AE35
-"""B: the second multiplier of MurmurHash3's finaliser. Chosen among eight by neighbour correlations and block variances."""
+"""B: the second multiplier of MurmurHash3's finaliser; of eight, the best in neighbour and block statistics."""
 SEED_MULTIPLIER = 0x85EBCA6B
 """Spreads neighbouring seeds over the whole counter: without it, seeds s and s + 1 draw correlated numbers."""
 FOLD = 16

@@ -1,10 +1,10 @@
 """Triton bodies of ``quantized_mm``: out = Σ_g scale_a[g, :] · scale_b[g, :] · (a_g b_gᵀ).
 
-Two ways to share the work. ``tiles_kernel``: a persistent grid, each program computes whole tiles of the result, in an
-order that keeps neighbours in the cache. ``stream_kernel``: for few tiles and a long contraction (g_w) the work, tiles
-times steps along K, is cut into equal shares, one per program; a tile that several programs share is summed by the last
-of them to arrive, in a fixed order (after stream-K, arXiv 2301.03598, section 5, arranged for the cache). So the result never depends on timing: integer sums are exact, and sums of
-groups are always added in the same order.
+Two ways to deal out the work. ``tiles_kernel``: a persistent grid, each program computes whole tiles of the result, in
+an order that keeps neighbours in the cache. ``stream_kernel``: for few tiles and a long contraction (g_w), tiles that
+do not fill a wave are cut along K into equal shares, one per program, and the last program to arrive at a tile adds
+them up, in a fixed order (after stream-K, arXiv 2301.03598; the shares are arranged for the cache). So a result never
+depends on timing: integer sums are exact, and sums of groups are always added in the same order.
 
 On sm_90 and later operands come through the bulk copy engine (``TMA``), written as device-side descriptors; elsewhere,
 and where a row does not start at a multiple of 16 bytes, through masked loads of the same tiles.
@@ -55,7 +55,7 @@ def _accumulate(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     INTEGER: tl.constexpr, STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
-    """The sum over the K-blocks ``begin``..``end``: unscaled (STEPS 0), or scaled per group of STEPS blocks, in float32."""
+    """Sum over the K-blocks ``begin``..``end``: unscaled (STEPS 0), or scaled per group of STEPS blocks (float32)."""
     part_type: tl.constexpr = tl.int32 if INTEGER else tl.float32
     part = tl.zeros((BLOCK_M, BLOCK_N), dtype=part_type)
     if STEPS == 0:
@@ -147,9 +147,7 @@ def tiles_kernel(
             target.store([row, column], left)
             target.store([row, column + BLOCK_N // 2], right)
         else:
-            _write(
-                total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
-            )
+            _write(total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS)
 
 
 @triton.jit
@@ -160,9 +158,9 @@ def stream_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
-    """The tiles that do not fill a wave of programs are shared, then every program computes ``waves`` whole ones.
+    """The tiles that do not fill a wave of programs are shared; then every program computes ``waves`` whole ones.
 
-    What is shared is counted in units: a K-block, or a group of STEPS of them. The first ``layers`` times (shared tiles)
+    Shares are counted in units: a K-block, or a group of STEPS of them. The first ``layers`` times (shared tiles)
     programs take ``depth`` units of one tile each, layer by layer, so that programs side by side read the same columns
     while they are in the cache. What is left of every tile, tile after tile, is cut into equal spans for the others of
     the ``sharers``.
@@ -185,7 +183,7 @@ def stream_kernel(
     spans = sharers - layers * tiles
     layered = program < layers * tiles
     skip = layers * depth  # units of a tile that precede the ones counted by ``unit``
-    width = rest
+    width = tl.maximum(rest, 1)
     unit = 0
     stop = 0
     if layered:
@@ -234,9 +232,7 @@ def stream_kernel(
                 for other in range(1, layers + highest - lowest + 1):
                     total += tl.load(slots + other * SIZE, cache_modifier=".cg")
         if complete:
-            _write(
-                total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS
-            )
+            _write(total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS)
         if sharing:
             unit += last - first
         else:

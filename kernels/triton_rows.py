@@ -1,8 +1,9 @@
 """The Triton kernel behind quantize_rows and its launcher (CUDA; the interpreter runs the same code for the tests).
 
-A tile [ROWS·PIECES, WIDTH] holds whole rows: PIECES pieces of WIDTH columns make a chunk of a row, so the block-diagonal
-product needs no reshape of what was loaded. Rows longer than a chunk are passed over twice (scale, then integers): the
-second pass hits the L2 cache. One scale per tensor takes two launches, the first with an atomic maximum on the bits.
+A tile [ROWS·PIECES, WIDTH] holds ROWS chunks of rows: PIECES pieces of WIDTH columns make a chunk, so the
+block-diagonal product needs no reshape of what was loaded. A row of up to four chunks is held in registers (HOLD); a
+longer one is passed over twice (scale, then integers), the second time out of the L2 cache. One scale per tensor takes
+two launches, the first with an atomic maximum on the bits of the magnitudes.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def _rows_kernel(
         for chunk in tl.static_range(CHUNKS):
             v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
             largest = tl.maximum(largest, magnitude_bits(v))
-            held = held + (v,)
+            held = held + (v,)  # type: ignore[assignment]  # noqa: RUF005 (no starred tuples in Triton)
         bits = tl.max(largest, 1)
     else:
         largest = tl.zeros((ROWS, CHUNK), tl.int32)

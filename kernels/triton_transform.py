@@ -1,7 +1,7 @@
-"""What the Triton kernels of the transforms share: Walsh entries, an exact product with them, the rounding of ``rounding.py``.
+"""What the Triton kernels of the transforms share: Walsh entries, an exact product with them, and rounding.
 
-The transform of a whole tile is one ``tl.dot`` with a block-diagonal ±1 matrix that each program builds from indices: no
-reshape or permute stands between load and product. The product is exact up to the order of float32 sums: ±1 times
+The transform of a whole tile is one ``tl.dot`` with a block-diagonal ±1 matrix that each program builds from indices:
+no reshape or permute stands between load and product. The product is exact up to the order of float32 sums: ±1 times
 bfloat16 or float16 is exact, and a float32 operand is first split into three bfloat16 parts that add up to it.
 A NaN spreads along one row of the left operand only, so rows of a tile must belong to one scale each.
 """

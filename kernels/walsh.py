@@ -1,7 +1,7 @@
 """Walsh matrices: Hadamard matrices with their rows in the order of sequency (number of sign changes).
 
-Sylvester's H_2n = [[H_n, H_n], [H_n, -H_n]] has H_n H_nᵀ = n I; sorting its rows by sign changes gives the Walsh matrix,
-whose first rows are the smooth ones: cutting to ``rank`` rows is a low-pass filter along the transformed axis (HOT,
+Sylvester's H_2n = [[H_n, H_n], [H_n, -H_n]] has H_n H_nᵀ = n I; sorting its rows by sign changes gives the Walsh
+matrix, whose first rows are the smooth ones: cutting to ``rank`` rows is a low-pass filter along the axis (HOT,
 arXiv 2503.21261, section 3). The matrix of sequency order is symmetric, so x H and H x are one transform.
 
 The entries have a closed form, which is what the kernels use: row s of the Walsh matrix is row bitreverse(s ^ (s >> 1))

@@ -103,6 +103,14 @@ def test_strides_do_not_matter() -> None:
     assert torch.equal(OP(a.t().contiguous().t(), b.t().contiguous().t(), *scales, 0, torch.float32), want)
 
 
+@pytest.mark.parametrize(("m", "n"), [(1, 24), (40, 1), (1, 1)])
+def test_axes_of_size_one_may_have_any_stride(m: int, n: int) -> None:
+    a, b, *scales = operands(m, n, 64)
+    want = expected(a, b, *scales, 0)
+    a, b = (t.as_strided(t.shape, (0, 1)) if t.shape[0] == 1 else t for t in (a, b))
+    assert torch.equal(OP(a, b, *scales, 0, torch.float32), want)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_bad_scale_reaches_its_row(value: float) -> None:
     a, b, scale_a, scale_b = operands(4, 5, 32)
@@ -178,7 +186,10 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
 gpu = pytest.mark.gpu
 if not torch.cuda.is_available():
     gpu = pytest.mark.skip(reason="needs a CUDA device")
-ODD = [*SHAPES, (300, 520, 2064, 0), (768, 384, 25216, 0), (2048, 2056, 1000, 0), (384, 256, 8200, 512), (96, 80, 200, 20)]
+ODD = [
+    *SHAPES, (300, 520, 2064, 0), (768, 384, 25216, 0), (2048, 2056, 1000, 0), (384, 256, 8200, 512), (96, 80, 200, 20),
+    (768, 3072, 3200, 0), (2048, 1300, 4096, 256),
+]  # fmt: skip
 
 
 @gpu

@@ -1,4 +1,4 @@
-"""The Triton kernels of the transforms against the CPU path: bit for bit in the interpreter, on a device with ``-m gpu``.
+"""The Triton kernels of the transforms against the CPU path, bit for bit: in the interpreter, or on a device (``gpu``).
 
 The inputs are multiples of 1/16 of small magnitude, so that every sum is exact whatever its order: then integers and
 scales must be equal, not close.
@@ -39,14 +39,13 @@ def calls() -> list[tuple[str, tuple[Any, ...]]]:
         x = exact(rows, columns, dtype=(torch.bfloat16, torch.float32, torch.float16)[index % 3])
         for scale, rounding, carrier, bits in (
             ("token", "stochastic", "int8", 4),
-            ("token", "nearest", "int8", 8),
             ("token", "pseudo_stochastic", "float8_e4m3", 4),
-            ("tensor", "stochastic", "int8", 8),
+            ("tensor", "nearest", "int8", 8),
         ):
             cases.append(("quantize_rows", (x, seed, order, bits, scale, rounding, carrier)))
     for index, (tokens, channels, order, rank, group) in enumerate(TOKEN_SHAPES):
         x = exact(tokens, channels, dtype=(torch.bfloat16, torch.float32, torch.float16)[index % 3])
-        for scale, rounding in (("channel", "stochastic"), ("channel", "nearest"), ("tensor", "pseudo_stochastic")):
+        for scale, rounding in (("channel", "stochastic"), ("tensor", ("nearest", "pseudo_stochastic")[index % 2])):
             cases.append(("compress_tokens", (x, seed, order, rank, 8, scale, rounding, group)))
     cases.append(("quantize_rows", (exact(30, 9).t(), seed, 16, 4, "token", "stochastic", "int8")))
     cases.append(("compress_tokens", (exact(9, 50).t(), seed, 16, 8, 8, "channel", "stochastic", 32)))
@@ -137,7 +136,7 @@ def test_what_does_not_compile_names_kernel_and_shape() -> None:
     from hadamard_fx.kernels import triton_rows
 
     tile = {"ROWS": 3, "PIECES": 1, "WIDTH": 16, "CHUNKS": 1, "HOLD": True}  # three is no power of two
-    with pytest.raises(KernelError, match="quantize_rows.*R=4 K=16"):
+    with pytest.raises(KernelError, match=r"quantize_rows.*R=4 K=16"):
         triton_rows.quantize_rows(torch.zeros(4, 16, device="cuda"), None, 16, 4, "token", "nearest", "int8", tile=tile)
 
 

@@ -1,0 +1,133 @@
+"""The backend on a CUDA device, with models that nobody here wrote: ``pytest -m gpu tests/test_gpu.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import hadamard_fx
+from hadamard_fx.plan import Role
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+HOT = {"profile": "hot"}
+FINE = {**HOT, "grad_input": {"bits": 8, "rounding": "nearest"}, "grad_weight": {"rank": 16, "rounding": "nearest"}}
+CUDA_GRAPHS = {**HOT, "inductor": {"triton.cudagraphs": True}}
+
+
+def gradients(run: Callable[..., Any], module: nn.Module, *inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Gradients of the mean square of ``run(*inputs)``."""
+    module.zero_grad()
+    run(*inputs).float().square().mean().backward()
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+def network(width: int, hidden: int, dtype: torch.dtype) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)).to("cuda", dtype)
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize(("tokens", "width", "hidden"), [(1, 64, 48), (37, 80, 333), (4099, 512, 1024)], ids=str)
+def test_gradients_follow_the_exact_ones(tokens: int, width: int, hidden: int, dtype: torch.dtype) -> None:
+    module = network(width, hidden, dtype)
+    x = torch.randn(tokens, width, device="cuda", dtype=dtype)
+    exact = gradients(module, module, x)
+    found = gradients(torch.compile(module, backend=hadamard_fx.hadamard, options=FINE), module, x)
+    errors = {k: float((found[k].double() - exact[k].double()).norm() / exact[k].double().norm()) for k in exact}
+    print(errors)
+    assert max(errors.values()) < 0.03
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["bfloat16", "autocast"])
+def test_forward_is_bit_identical_to_inductor(autocast: bool) -> None:
+    module = network(256, 1024, torch.float32 if autocast else torch.bfloat16)
+    x = torch.randn(333, 256, device="cuda", dtype=torch.float32 if autocast else torch.bfloat16)
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=autocast):
+        expected = torch.compile(module, backend="inductor")(x)
+        found = torch.compile(module, backend=hadamard_fx.hadamard, options=HOT)(x)
+    assert torch.equal(found, expected)
+
+
+def test_cuda_graphs_replay_with_fresh_draws() -> None:
+    module, x = network(256, 512, torch.bfloat16), torch.randn(512, 256, device="cuda", dtype=torch.bfloat16)
+    compiled = torch.compile(module, backend=hadamard_fx.hadamard, options=CUDA_GRAPHS)
+    for _ in range(4):
+        torch.compiler.cudagraph_mark_step_begin()
+        last = gradients(compiled, module, x)
+    torch.compiler.cudagraph_mark_step_begin()
+    again = gradients(compiled, module, x)
+    exact = gradients(module, module, x)
+    name = "0.weight"
+    assert not torch.equal(last[name], again[name]), "a replay draws anew"
+    assert float((again[name].float() - exact[name].float()).norm() / exact[name].float().norm()) < 1.0
+
+
+def _llama() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        num_hidden_layers=2,
+        hidden_size=256,
+        intermediate_size=688,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        vocab_size=1003,
+    )
+    tokens = torch.randint(0, 1003, (3, 77), device="cuda")
+    return LlamaForCausalLM(config), {"input_ids": tokens, "labels": tokens}
+
+
+def _vit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    import timm
+
+    model = timm.create_model("deit_tiny_patch16_224", pretrained=False, depth=2, num_classes=10)
+    labels = torch.randint(0, 10, (5,), device="cuda")
+
+    class WithLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.cross_entropy(self.model(x).float(), labels)
+
+    return WithLoss(), {"x": torch.randn(5, 3, 224, 224, device="cuda")}
+
+
+@pytest.mark.parametrize(("package", "make"), [("transformers", _llama), ("timm", _vit)], ids=["llama", "deit"])
+def test_a_strangers_model_trains_ten_steps(package: str, make: Callable[[], Any]) -> None:
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    torch.manual_seed(0)
+    model, inputs = make()
+    model = model.to("cuda", torch.bfloat16)
+    inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    compiled = torch.compile(model, backend=hadamard_fx.hadamard, options=HOT)
+    losses = []
+    for _ in range(10):
+        result = compiled(**inputs)
+        loss = result if isinstance(result, torch.Tensor) else result.loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    print(losses)
+    assert losses[-1] < 0.8 * losses[0]
+    decisions = [d for report in hadamard_fx.reports() for d in report.plan.decisions]
+    rewritten = [d for d in decisions if d.gemm.role in (Role.GRAD_INPUT, Role.GRAD_WEIGHT)]
+    assert rewritten and all(d.rewritten for d in rewritten)
