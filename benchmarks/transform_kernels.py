@@ -136,7 +136,7 @@ def row_tiles(columns: int) -> Iterator[dict[str, Any]]:
 
 def token_tiles(group: int) -> Iterator[dict[str, Any]]:
     """Tiles of ``compress_tokens`` for order 16."""
-    tiles = ((64, 4, 4, 4), (64, 8, 4, 4), (64, 8, 4, 3), (64, 8, 8, 4), (128, 4, 4, 4), (32, 8, 4, 4))
+    tiles = ((64, 8, 4, 4), (64, 8, 4, 2), (64, 4, 4, 1), (64, 8, 4, 1), (64, 8, 8, 1), (128, 4, 4, 1), (64, 16, 8, 1))
     hints = (("", ""), ("evict_last", "evict_first"), ("evict_last", ""), ("", "evict_first"))
     for (channels, blocks, warps, stages), (first, second) in itertools.product(tiles, hints if group else hints[:1]):
         tile = {"CHANNELS": channels, "BLOCKS": blocks, "FIRST": first, "SECOND": second}
@@ -195,13 +195,14 @@ def show(rows: list[dict[str, Any]], best: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--only", default="", help="the kernel to sweep, all by default")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--workers", type=int, default=8, help="processes that compile and check")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=context) as pool:
         checked = list(pool.map(check, check_cases()))
-        cases = list(timing_cases(options.sweep))
+        cases = [case for case in timing_cases(options.sweep) if options.only in case.kernel]
         list(pool.map(compile_only, [*cases, *timing_cases(sweep=False)]))
     failed = [result for result in checked if not result["passed"]]
     for result in failed:
@@ -215,7 +216,7 @@ def main() -> int:
                 arguments[case.settings] = case.arguments()
             rows.append(timed(case, arguments[case.settings]))
     if options.sweep:
-        rows += [timed(case, case.arguments()) for case in timing_cases(sweep=False)]
+        rows += [timed(case, case.arguments()) for case in timing_cases(sweep=False) if options.only in case.kernel]
     show(rows, 4)
     copy = copy_bandwidth()
     print(f"copy {copy:.0f} GB/s")

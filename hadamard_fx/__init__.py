@@ -1,7 +1,7 @@
 """hadamard-fx: low-precision training as compiler passes over torch.fx graphs.
 
-``torch.compile(model, backend="hadamard")`` decides for every matrix product of the backward whether the Hadamard domain
-pays there, rewrites those products, and lets Inductor compile the rest.
+``torch.compile(model, backend="hadamard")`` decides for every product of the backward whether the Hadamard domain pays
+there, rewrites those products, and lets Inductor compile the rest.
 """
 
 from .backend import hadamard

@@ -5,6 +5,7 @@ What is here was found by reading torch's source; when a release moves a name, t
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from torch._dynamo.utils import counters as dynamo_counters
 from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, GradAOTOutput, ParamAOTInput, PlainAOTInput
 from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims, list_mode_options
+from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
@@ -38,6 +40,7 @@ __all__ = [
     "inductor_options_of_mode",
     "input_position",
     "known_inductor_option",
+    "load_cpp",
     "lookup_hint",
     "make_fx",
     "module_path",
@@ -133,6 +136,18 @@ def inductor_options_of_mode(mode: str) -> dict[str, Any]:
 
 def known_inductor_option(name: str) -> bool:
     return name.replace("-", "_") in inductor_config.get_config_copy()
+
+
+def load_cpp(source: str) -> ctypes.CDLL:
+    """Compile C++ by Inductor's builder (its compiler, flags, instruction set and disk cache) and load it.
+
+    Raises:
+        RuntimeError: no compiler works, or the source does not compile.
+        OSError: the library does not load.
+    """
+    loaded = CppCodeCache.load(source)
+    assert isinstance(loaded, ctypes.CDLL)
+    return loaded
 
 
 def user_hook(name: str) -> Any:

@@ -67,7 +67,7 @@ class Gemm:
         layer: the module path in the user's model, ``"blocks.0.mlp.fc1"``.
         left, right: names of the operand nodes, stripped of transposes.
         op: ``"mm"``, ``"addmm"``, ``"bmm"`` or ``"baddbmm"``.
-        gradient: which operand depends on the incoming gradient, ``"left"``, ``"right"`` or ``""`` in a forward product.
+        gradient: which operand depends on the incoming gradient, ``"left"``, ``"right"``, or ``""`` in the forward.
         dtype: of the operands, ``"bfloat16"``.
         device: type of the device, ``"cuda"``.
         weight: name of the parameter that the layer multiplies with, ``""`` for activation products.

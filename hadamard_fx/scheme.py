@@ -119,8 +119,9 @@ class LowRank(Scheme):
         bits: of both operands, 2..8.
         scale: ``"channel"`` (one per row of g_yᵀ and per column of x) or ``"tensor"``.
         rounding: of g_y; x is rounded to nearest, so that the forward draws no random number.
-        group: tokens that share a scale, a multiple of the order, 0 for all, None for the device's preference. The product rescales the partial sum of
-            each group, as law 2 of the algorithms asks; a group that fits the fast memory is read only once.
+        group: tokens that share a scale, a multiple of the order, 0 for all, None for the device's preference. The
+            product rescales each group's partial sum, as law 2 of the algorithms asks; a group that fits the fast
+            memory is read only once.
     """
 
     kind: ClassVar[str] = "low_rank"

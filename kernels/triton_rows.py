@@ -30,13 +30,13 @@ _FUSED, _AMAX, _QUANTISE = tl.constexpr(FUSED), tl.constexpr(AMAX), tl.constexpr
 
 
 @triton.jit
-def _chunk(x, row, first, rows, columns, stride_row, stride_column, matrix, PIECES: tl.constexpr, WIDTH: tl.constexpr):
+def _chunk(x, row, first, rows, columns, stride_row, matrix, PIECES: tl.constexpr, WIDTH: tl.constexpr):
     """v of one chunk of columns of the tile's rows: float32 [ROWS, PIECES·WIDTH]."""
     ROWS: tl.constexpr = row.shape[0]
     piece = tl.arange(0, ROWS * PIECES)
     row = tl.reshape(tl.broadcast_to(row[:, None], (ROWS, PIECES)), (ROWS * PIECES,))
     column = first + (piece % PIECES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    pointer = x + row[:, None].to(tl.int64) * stride_row + column * stride_column
+    pointer = x + row[:, None].to(tl.int64) * stride_row + column
     tile = tl.load(pointer, mask=(row[:, None] < rows) & (column < columns), other=0.0)
     return tl.reshape(exact_dot(tile, matrix), (ROWS, PIECES * WIDTH))
 
@@ -52,7 +52,6 @@ def _rows_kernel(
     columns,
     padded,
     stride_row,
-    stride_column,
     scale_per_amax,
     QMAX: tl.constexpr,
     ORDER: tl.constexpr,
@@ -76,14 +75,14 @@ def _rows_kernel(
     elif HOLD:
         largest = tl.zeros((ROWS, CHUNK), tl.int32)
         for chunk in tl.static_range(CHUNKS):
-            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
+            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
             largest = tl.maximum(largest, magnitude_bits(v))
             held = held + (v,)  # type: ignore[assignment]  # noqa: RUF005 (no starred tuples in Triton)
         bits = tl.max(largest, 1)
     else:
         largest = tl.zeros((ROWS, CHUNK), tl.int32)
         for chunk in range(CHUNKS):
-            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
+            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
             largest = tl.maximum(largest, magnitude_bits(v))
         bits = tl.max(largest, 1)
 
@@ -105,7 +104,7 @@ def _rows_kernel(
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
         else:
             for chunk in range(CHUNKS):
-                v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, stride_column, matrix, PIECES, WIDTH)
+                v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
                 column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
                 integers = rounded(v, factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
@@ -157,11 +156,13 @@ def quantize_rows(
     scales = torch.empty((1, rows if token else 1), dtype=torch.float32, device=x.device)
     if rows == 0 or columns == 0:
         return q.zero_(), scales.zero_()
+    if x.stride(1) != 1:
+        x = x.contiguous()  # cheaper than to read it one element at a time, twice
     tile = tile or _tile(padded, order, 1 if token else 2)
     amax_bits = scales if token else torch.zeros((1,), dtype=torch.int32, device=x.device)
     grid = (-(-rows // tile["ROWS"]),)
     arguments: tuple[Any, ...] = (
-        *(x, q, scales, amax_bits, x if seed is None else seed, rows, columns, padded, x.stride(0), x.stride(1)),
+        *(x, q, scales, amax_bits, x if seed is None else seed, rows, columns, padded, x.stride(0)),
         *(scale_factor(bits, order), qmax(bits), order, order.bit_length() - 1, CODES[rounding], matrix_dtype(x.dtype)),
     )
     try:

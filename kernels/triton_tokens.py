@@ -35,14 +35,13 @@ def _transformed(
     tokens,
     channels,
     stride_token,
-    stride_channel,
     matrix,
     ORDER: tl.constexpr,
     EVICTION: tl.constexpr,
 ):
     """v [CHANNELS, BLOCKS·KEPT] of the tile whose first block of tokens is ``block``; tokens from ``end`` on are 0."""
     token = block * ORDER + tl.arange(0, matrix.shape[0])
-    pointer = x + token[:, None].to(tl.int64) * stride_token + channel[None, :] * stride_channel
+    pointer = x + token[:, None].to(tl.int64) * stride_token + channel[None, :]
     inside = (token < tokens) & (token < end * ORDER)
     tile = tl.load(pointer, mask=inside[:, None] & (channel < channels)[None, :], other=0.0, eviction_policy=EVICTION)
     return exact_dot(tl.trans(tile), matrix)
@@ -72,7 +71,6 @@ def _tokens_kernel(
     parts,
     groups,
     stride_token,
-    stride_channel,
     scale_per_amax,
     QMAX: tl.constexpr,
     ORDER: tl.constexpr,
@@ -90,9 +88,10 @@ def _tokens_kernel(
 ):
     """``total`` blocks in groups of ``per_group``; a program takes ``span`` blocks, one of ``parts`` of its group."""
     matrix = token_matrix(BLOCKS, ORDER, LOG_ORDER, RANK, KEPT, MATRIX)
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    group = tl.program_id(1) // parts
-    part = tl.program_id(1) % parts
+    strips = tl.cdiv(channels, CHANNELS)  # neighbours in memory are neighbours in time
+    channel = (tl.program_id(0) % strips) * CHANNELS + tl.arange(0, CHANNELS)
+    group = tl.program_id(0) // strips // parts
+    part = tl.program_id(0) // strips % parts
     limit = tl.where(group == groups - 1, total, (group + 1) * per_group)
     start = group * per_group + part * span
     end = tl.where(part == parts - 1, limit, tl.minimum(start + span, limit))
@@ -103,9 +102,7 @@ def _tokens_kernel(
     else:
         largest = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.int32)
         for block in range(start, end, BLOCKS):
-            v = _transformed(
-                x, channel, block, end, tokens, channels, stride_token, stride_channel, matrix, ORDER, FIRST
-            )
+            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER, FIRST)
             largest = tl.maximum(largest, magnitude_bits(v))
         bits = tl.max(largest, 1)
 
@@ -123,9 +120,7 @@ def _tokens_kernel(
         target = q + channel[:, None].to(tl.int64) * padded
         alive = (channel < channels)[:, None]
         for block in range(start, end, BLOCKS):
-            v = _transformed(
-                x, channel, block, end, tokens, channels, stride_token, stride_channel, matrix, ORDER, SECOND
-            )
+            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER, SECOND)
             column, inside = _columns(block, end, padded, BLOCKS, KEPT, RANK)
             integers = rounded(v, factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
             tl.store(target + column, integers, mask=alive & inside)
@@ -179,6 +174,8 @@ def compress_tokens(
     scales = torch.empty((groups, channels if channelwise else 1), dtype=torch.float32, device=x.device)
     if tokens == 0 or channels == 0:
         return q.zero_(), scales.zero_()
+    if x.stride(1) != 1:
+        x = x.contiguous()  # cheaper than to read it one element at a time, twice
     kept = triton.next_power_of_2(rank)
     fused = channelwise and (group != 0 or tokens <= SPAN_TOKENS)
     tile = tile or _tile(order, kept, fused)
@@ -191,10 +188,10 @@ def compress_tokens(
         span = triton.next_power_of_2(min(wanted, max(tile["BLOCKS"], SPAN_TOKENS // order)))
         parts = max(1, -(-per_group // span))
     amax_bits = scales if fused else torch.zeros_like(scales, dtype=torch.int32)
-    grid = (strips, groups * parts)
+    grid = (strips * groups * parts,)
     arguments: tuple[Any, ...] = (
         *(x, q, scales, amax_bits, x if seed is None else seed, tokens, channels, padded, total, per_group, span),
-        *(parts, groups, x.stride(0), x.stride(1), scale_factor(bits, order), qmax(bits), order),
+        *(parts, groups, x.stride(0), scale_factor(bits, order), qmax(bits), order),
         *(order.bit_length() - 1, rank, kept, CODES[rounding], matrix_dtype(x.dtype), channelwise),
     )
     try:

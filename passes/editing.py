@@ -1,4 +1,4 @@
-"""Inserting nodes into a joint graph: every new node gets ``meta["val"]`` from its op's fake; shared work is made once."""
+"""Inserting nodes into a joint graph: each gets ``meta["val"]`` from its op's fake; shared work is made once."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import torch.fx as fx
 from hadamard_fx import compat
 from hadamard_fx.plan import Gemm, Role, Size
 
-from .joint_graph import JointGraph, source_line, strip_transpose, strip_views, value
+from .joint_graph import JointGraph, module_of, source_line, strip_transpose, strip_views, value
 
 aten = torch.ops.aten
 
@@ -85,14 +85,6 @@ def _describe(node: fx.Node, role: Role, layer: str, weight: str, frozen: bool, 
     )
 
 
-def _module_of(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
-    path = ""
-    for entry, _ in stack.values():
-        path = compat.module_path(entry) or path
-    return path
-
-
 def _describe_forward(joint: JointGraph, node: fx.Node) -> Gemm:
     parameters: frozenset[fx.Node] = frozenset()
     for operand in reversed(operands(node)):  # the right one first: a layer's weight
@@ -101,7 +93,7 @@ def _describe_forward(joint: JointGraph, node: fx.Node) -> Gemm:
     role = Role.FORWARD if facts else Role.ACTIVATION
     weight = ", ".join(fact.name for fact in facts)
     frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
-    layer = _module_of(node) or weight.removesuffix(".weight") or node.name
+    layer = module_of(node) or weight.removesuffix(".weight") or node.name
     return _describe(node, role, layer, weight, frozen)
 
 
@@ -134,7 +126,7 @@ class _Partners:
         left, right = operands(node)
         in_tangents = [operand in self.joint.tangent_closure for operand in (left, right)]
         if all(in_tangents):
-            return _describe(node, Role.ACTIVATION, _module_of(node) or node.name, "", False)
+            return _describe(node, Role.ACTIVATION, module_of(node) or node.name, "", False)
         saved, gradient = (right, "left") if in_tangents[0] else (left, "right")
         for partner, is_left in self._matches(node, saved):
             gemm = self.forward[partner]
@@ -161,7 +153,7 @@ class _Partners:
         parameters = self.joint.parameters_of.get(saved, frozenset())
         facts = [self.joint.facts(parameter) for parameter in sorted(parameters, key=lambda p: p.name)]
         weight = ", ".join(fact.name for fact in facts)
-        layer = _module_of(node) or weight.removesuffix(".weight") or node.name
+        layer = module_of(node) or weight.removesuffix(".weight") or node.name
         frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
         role = Role.GRAD_INPUT if facts else Role.ACTIVATION
         return _describe(node, role, layer, weight, frozen, gradient)

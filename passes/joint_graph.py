@@ -155,6 +155,15 @@ def strip_views(node: fx.Node) -> fx.Node:
     return node
 
 
+def module_of(node: fx.Node) -> str:
+    """The path of the module whose forward made a node, or whose gradient it belongs to; ``""`` for the root."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    path = ""
+    for entry, _ in stack.values():
+        path = compat.module_path(entry) or path
+    return path
+
+
 def source_line(node: fx.Node) -> str:
     """``"file.py:12: y = self.fc(x)"`` of the user's code, ``""`` when it is not known."""
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").strip().splitlines()]

@@ -18,7 +18,7 @@ import torch.fx as fx
 from hadamard_fx import compat
 
 from .editing import SAVE
-from .joint_graph import strip_views
+from .joint_graph import module_of, strip_views
 
 Partitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 
@@ -29,6 +29,7 @@ class SavedTensor:
 
     node: str
     bytes: int
+    layer: str = ""
 
 
 def partition(
@@ -56,7 +57,7 @@ def saved_tensors(forward: fx.GraphModule, num_fwd_outputs: int) -> tuple[SavedT
         if isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor):
             memory = strip_views(node)
             if memory.op != "placeholder":
-                seen[memory.name] = SavedTensor(memory.name, _bytes(memory.meta["val"]))
+                seen[memory.name] = SavedTensor(memory.name, _bytes(memory.meta["val"]), module_of(memory))
     return tuple(seen.values())
 
 

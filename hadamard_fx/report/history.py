@@ -1,7 +1,7 @@
 """The reports of every graph compiled in this process, cache hits included.
 
-A report is stored beside torch's own compile cache, so that a second process that compiles from that cache, where no pass
-runs, still has it.
+A report is stored beside torch's own compile cache, so that a second process that compiles from that cache, where no
+pass runs, still has it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _report(name: str, pipeline: Pipeline) -> Report:
         device=_device(plan.decisions[0].gemm.device if plan.decisions else "cpu"),
         saved_before=None if exact is None else sum(tensor.bytes for tensor in exact),
         saved_after=None if exact is None else sum(tensor.bytes for tensor in saved),
-        saved=tuple((tensor.node, tensor.bytes, "") for tensor in saved),
+        saved=tuple((tensor.node, tensor.bytes, tensor.layer) for tensor in saved),
         from_cache=False,
         warnings=() if unmatched is None else (str(unmatched),),
     )
