@@ -62,12 +62,20 @@ def arguments(
 
 
 def compile_with(contender: str, target: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """``target`` as ``contender`` runs it: ``"eager"``, ``"inductor"``, or the name of a profile of hadamard."""
+    """``target`` as ``contender`` runs it: ``"eager"``, ``"inductor"``, or the name of a profile of hadamard.
+
+    Fields of schemes may follow the profile: ``"hot+grad_weight.group=0+grad_input.carrier=int8"``.
+    """
     if contender == "eager":
         return target
     if contender == "inductor":
         return torch.compile(target, backend="inductor")
-    return torch.compile(target, backend=hadamard_fx.hadamard, options={"profile": contender, **options})
+    profile, *settings = contender.split("+")
+    for setting in settings:
+        path, _, value = setting.partition("=")
+        role, _, field = path.partition(".")
+        options.setdefault(role, {})[field] = int(value) if value.isdigit() else value
+    return torch.compile(target, backend=hadamard_fx.hadamard, options={"profile": profile, **options})
 
 
 def warm_up(device: str) -> None:

@@ -5,6 +5,7 @@ timm and transformers are imported only where their model is asked for; weights 
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +61,7 @@ def _images(
 
 def vit_b16(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
     """timm's vit_base_patch16_224, 86 M parameters, 197 tokens an image."""
-    import timm
+    timm = importlib.import_module("timm")
 
     batch = batch or (8 if quick else 256)
     model = timm.create_model("vit_base_patch16_224", pretrained=False, **({"depth": 2} if quick else {}))
@@ -86,10 +87,9 @@ def digits(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload
 
 def llama_1b(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
     """A Llama of 1 B parameters: 16 layers, 2048, 8192, GQA 32/8, vocabulary 32000, sequences of 2048 tokens."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+    transformers = importlib.import_module("transformers")
     batch, length = batch or (2 if quick else 8), 128 if quick else 2048
-    config = LlamaConfig(
+    config = transformers.LlamaConfig(
         hidden_size=256 if quick else 2048,
         intermediate_size=1024 if quick else 8192,
         num_hidden_layers=2 if quick else 16,
@@ -101,7 +101,7 @@ def llama_1b(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Worklo
         attn_implementation="sdpa",
     )
     with torch.device(device):
-        module = LanguageModel(LlamaForCausalLM(config)).to(dtype)
+        module = LanguageModel(transformers.LlamaForCausalLM(config)).to(dtype)
     tokens = torch.randint(config.vocab_size, (batch, length + 1), device=device)
     inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
     return Workload(module, inputs, f"Llama, 16 layers of 2048/8192, {batch}×{length} tokens")

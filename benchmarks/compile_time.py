@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         ("--child", {"help": "used by the script itself"}),
     )
     if options.child:
-        child(*options.child.split(","), options.device, options.quick)
+        model, contender = options.child.split(",")
+        child(model, contender, options.device, options.quick)
         return 0
     rows, results = [], {}
     for model in options.models.split(","):

@@ -28,7 +28,7 @@ def stepper(contender: str, model: nn.Module, x: Tensor, target: Tensor, optimiz
 
     def step() -> float:
         loss: Tensor = compiled(x)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         chosen.step()
         chosen.zero_grad()
         x.grad = None

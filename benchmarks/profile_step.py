@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections import defaultdict
 
 import torch
@@ -45,14 +46,23 @@ def main(argv: list[str] | None = None) -> int:
         ("--steps", {"type": int, "default": 3}),
         ("--names", {"type": int, "default": 0, "help": "also print the slowest kernels by name"}),
     )
-    forget()
     warm_up(options.device)
     rows, figures = [], {}
     for contender in options.contenders.split(","):
+        forget()
         step, _ = stepper(contender, options)
         for _ in range(3):
             step()
         torch.cuda.synchronize()
+        begin = time.perf_counter()
+        step()
+        enqueued = (time.perf_counter() - begin) * 1e3
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        for _ in range(10):
+            step()
+        torch.cuda.synchronize()
+        whole = (time.perf_counter() - begin) * 1e2
         with profile(activities=[ProfilerActivity.CUDA]) as profiled:
             for _ in range(options.steps):
                 step()
@@ -63,8 +73,9 @@ def main(argv: list[str] | None = None) -> int:
             if event.device_time_total > 0:
                 kinds[kind_of(event.name)] += event.device_time_total / 1e3 / options.steps
                 names[event.name].append(event.device_time_total / 1e3)
-        rows.append({"contender": contender, "all": sum(kinds.values()), **{k: kinds.get(k, 0.0) for k, _ in KINDS}})
-        rows[-1]["other"] = kinds.get("other", 0.0)
+        row: dict[str, float | str] = {"contender": contender, "step": whole, "enqueue": enqueued}
+        row |= {"kernels": sum(kinds.values()), **{kind: kinds.get(kind, 0.0) for kind, _ in KINDS}}
+        rows.append({**row, "other": kinds.get("other", 0.0)})
         figures[contender] = {name: [len(t), sum(t)] for name, t in names.items()}
         for name, times in sorted(names.items(), key=lambda entry: -sum(entry[1]))[: options.names]:
             line = f"{sum(times) / options.steps:8.3f} ms {len(times) // options.steps:5d}× {name[:100]}"

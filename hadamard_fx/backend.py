@@ -104,7 +104,6 @@ def _hooks(pipeline: Pipeline) -> dict[str, Any]:
     decisive = _digest(pipeline)
     return {
         "joint_custom_pre_pass": _GraphHook("joint_custom_pre_pass", pipeline.rewrite_joint, decisive),
-        "post_grad_custom_pre_pass": _GraphHook("post_grad_custom_pre_pass", pipeline.lower, decisive),
         "custom_partitioner_fn": _PartitionHook(pipeline, decisive),
     }
 

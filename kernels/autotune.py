@@ -57,13 +57,18 @@ def best(
         run: launches the kernel once with a configuration, raising if it does not compile.
         measure: seconds of one call; by default CUDA events, or the clock without a CUDA device.
 
+    Returns:
+        An element of ``configs``. Another list of candidates for the same key is another question.
+
     Raises:
         KernelError: none of the configurations runs; names the kernel, the key and the last cause.
     """
     where = environment_digest()
-    slot = (where, kernel, json.dumps(key, sort_keys=True, default=str))
+    listed = hashlib.sha256(json.dumps([dict(c) for c in configs], sort_keys=True).encode()).hexdigest()[:8]
+    slot = (where, kernel, f"{json.dumps(key, sort_keys=True, default=str)} of {listed}")
     with _LOCK:
-        remembered = _CHOSEN.get(slot) or _from_disk(where, slot, configs)
+        stored = _CHOSEN.get(slot) or _read(directory() / f"{where}.json").get(f"{slot[1]} {slot[2]}")
+        remembered = next((config for config in configs if dict(config) == stored), None)
         if remembered is not None:
             _CHOSEN[slot] = remembered
             return remembered
@@ -171,11 +176,6 @@ def _read(path: Path) -> dict[str, Config]:
         return {name: config for name, config in entries.items() if isinstance(config, dict)}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}  # absent, unreadable or damaged: measured again, then rewritten
-
-
-def _from_disk(where: str, slot: tuple[str, str, str], configs: Sequence[Config]) -> Config | None:
-    stored = _read(directory() / f"{where}.json").get(f"{slot[1]} {slot[2]}")
-    return next((config for config in configs if dict(config) == stored), None)
 
 
 def _to_disk(where: str, slot: tuple[str, str, str], chosen: Config) -> None:

@@ -20,7 +20,7 @@ from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales
 from .traffic import ALIGNMENT, SCALE_BYTES, Expression, Traffic, ceil_div, padded
 from .walsh import token_transform, walsh_reference
 
-__all__ = ["KERNEL", "compress", "cpu", "cuda", "fake", "reference", "traffic"]
+__all__ = ["KERNEL", "compress", "cpu", "cuda", "fake", "native", "reference", "traffic"]
 
 SCHEMA = (
     "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group)"
@@ -111,6 +111,15 @@ def cuda(
     return results
 
 
+def native(
+    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
+) -> tuple[Tensor, Tensor]:
+    """The operator on CPU tensors (``cpp_transform.py``)."""
+    from . import cpp_transform
+
+    return cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group)
+
+
 def fake(
     x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
 ) -> tuple[Tensor, Tensor]:
@@ -142,4 +151,4 @@ def traffic(tokens: Expression, channels: Expression, order: int, rank: int, ite
     )
 
 
-KERNEL = register(Kernel("compress_tokens", SCHEMA, reference, cpu, fake, traffic), cuda)
+KERNEL = register(Kernel("compress_tokens", SCHEMA, reference, cpu, fake, traffic), cuda, native)

@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ["CHANNELS"]
 
 CHANNELS = r"""
+constexpr int TILE = 64, STRIP = 64;
+
 // ---- rows ("channels") contiguous ---------------------------------------------------------------------------------
 
 // One block of `order` by 16 channels into `rank` rows of v, `pitch` apart; `rows` of the block exist.
@@ -17,16 +19,8 @@ template <typename T> inline void channel_block(const Problem& p, const T* x, i6
         const int32_t* signs = p.signs + s * p.order;
         F16 sums[8] = {};
         for (i64 i = 0; i < rows; i++) {
-            F16 value;
-            if constexpr (sizeof(T) == 4) {
-                value = load<F16>(x + i * stride);
-            } else {
-                float wide[LANES];
-#pragma omp simd
-                for (int c = 0; c < LANES; c++) wide[c] = widen(x[i * stride + c]);
-                value = load<F16>(wide);
-            }
-            for (int j = 0; j < 8; j++) sums[j] += (F16)((I16)value ^ (I16{} + signs[i * 8 + j]));
+            const I16 value = (I16)widen(x + i * stride);
+            for (int j = 0; j < 8; j++) sums[j] += (F16)(value ^ (I16{} + signs[i * 8 + j]));
         }
         const int count = p.rank - s < 8 ? int(p.rank - s) : 8;
         if (count == 8)
@@ -53,12 +47,8 @@ template <typename T> void channel_group(const Problem& p, i64 g, i64 c, i64 cha
             float wide[128 * LANES];
             const i64 lanes = channels - o < LANES ? channels - o : LANES;
             for (i64 i = 0; i < rows; i++) {
-                if (lanes == LANES) {
-#pragma omp simd
-                    for (int j = 0; j < LANES; j++) wide[i * LANES + j] = widen(x[i * p.stride + o + j]);
-                } else {
-                    for (i64 j = 0; j < LANES; j++) wide[i * LANES + j] = j < lanes ? widen(x[i * p.stride + o + j]) : 0;
-                }
+                const T* from = x + i * p.stride + o;
+                store(wide + i * LANES, lanes == LANES ? widen(from) : widen(from, lanes));
             }
             channel_block(p, wide, LANES, rows, out + o, pitch);
         }
@@ -77,14 +67,15 @@ void round_channels(const Problem& p, const float* v, i64 pitch, i64 count, cons
             const float* a = v + (start + j) * pitch;
             const u32 step = u32(start + j) * WEYL;
             u32* words = tile + j / 4 * STRIP;
-#pragma omp simd
-            for (i64 o = 0; o < pitch; o++) {
-                const u32 h = base[o] + step;
-                const float f = factors[o];
-                words[o] = (integer<rounding>(a[o], f, h, qmax, nan) & 255u) |
-                           (integer<rounding>(a[pitch + o], f, h + WEYL, qmax, nan) & 255u) << 8 |
-                           (integer<rounding>(a[2 * pitch + o], f, h + 2 * WEYL, qmax, nan) & 255u) << 16 |
-                           integer<rounding>(a[3 * pitch + o], f, h + 3 * WEYL, qmax, nan) << 24;
+            for (i64 o = 0; o < pitch; o += LANES) {
+                const U16 h = load<U16>(base + o) + step;
+                const F16 f = load<F16>(factors + o);
+                U16 word = {};
+                for (u32 i = 0; i < 4; i++) {
+                    const F16 value = load<F16>(a + i * pitch + o);
+                    word |= (integers<rounding>(value, f, h + i * WEYL, qmax, nan) & 255u) << (8 * i);
+                }
+                store(words + o, word);
             }
         }
         for (i64 o = 0; o < channels; o++) {
@@ -139,8 +130,8 @@ int by_channels(const Problem& p, int32_t* amaxes) {
                 if (!two_phases || !phase)
                     for (i64 j = 0; j < count; j++) {
                         const float* a = v + j * pitch;
-#pragma omp simd
-                        for (i64 o = 0; o < pitch; o++) largest[o] = magnitude(a[o]) > largest[o] ? magnitude(a[o]) : largest[o];
+                        for (i64 o = 0; o < pitch; o += LANES)
+                            store(largest + o, larger_magnitude(load<I16>(largest + o), load<F16>(a + o)));
                     }
                 for (i64 o = 0; o < channels; o++) most = largest[o] > most ? largest[o] : most;
                 if (!phase) {

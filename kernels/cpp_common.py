@@ -22,9 +22,12 @@ template <int W> struct Vector {  // W lanes
     typedef float F __attribute__((vector_size(4 * W)));
     typedef int32_t I __attribute__((vector_size(4 * W)));
 };
-constexpr int LANES = 16, TILE = 64, STRIP = 64;
+constexpr int LANES = 16;
 using F16 = Vector<LANES>::F;
 using I16 = Vector<LANES>::I;
+typedef u32 U16 __attribute__((vector_size(4 * LANES)));
+typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
 struct Half { uint16_t bits; };
 struct Bfloat { uint16_t bits; };
@@ -35,22 +38,28 @@ template <typename To, typename From> inline To bits_as(From from) {
     std::memcpy(&to, &from, sizeof to);
     return to;
 }
-inline float widen(float x) { return x; }
-inline float widen(Bfloat x) { return bits_as<float>(u32(x.bits) << 16); }
-inline float widen(Half x) {
-    const u32 magnitude = u32(x.bits & 0x7fff) << 13, sign = u32(x.bits & 0x8000) << 16;
-    const u32 normal = magnitude + (112u << 23);
-    const float small = bits_as<float>(magnitude + (113u << 23)) - 6.103515625e-05f;
-    u32 result = magnitude < (1u << 23) ? bits_as<u32>(small) : normal;
-    result = magnitude >= (31u << 23) ? magnitude | 0x7f800000u : result;
-    return bits_as<float>(result | sign);
-}
 template <typename V, typename T> inline V load(const T* p) {
     V v;
     std::memcpy(&v, p, sizeof v);
     return v;
 }
 template <typename V, typename T> inline void store(T* p, V v) { std::memcpy(p, &v, sizeof v); }
+
+// 16 elements as float32.
+inline F16 widen(const float* p) { return load<F16>(p); }
+inline F16 widen(const Bfloat* p) { return (F16)(__builtin_convertvector(load<Halves>(p), U16) << 16); }
+inline F16 widen(const Half* p) {
+    const U16 h = __builtin_convertvector(load<Halves>(p), U16), magnitude = (h & 0x7fffu) << 13;
+    const F16 subnormal = (F16)(magnitude + (113u << 23)) - 6.103515625e-05f;
+    U16 result = magnitude < (1u << 23) ? (U16)subnormal : magnitude + (112u << 23);
+    result = magnitude >= (31u << 23) ? magnitude | 0x7f800000u : result;
+    return (F16)(result | (h & 0x8000u) << 16);
+}
+template <typename T> inline F16 widen(const T* p, i64 count) {  // zeros after the first `count`
+    T padded[LANES] = {};
+    std::memcpy(padded, p, sizeof(T) * (count < LANES ? count : LANES));
+    return widen(padded);
+}
 
 enum Type { FLOAT32, BFLOAT16, FLOAT16 };
 
@@ -80,21 +89,29 @@ constexpr u32 WEYL = @WEYL@u, MULTIPLIER = @MULTIPLIER@u, SEED_MULTIPLIER = @SEE
 inline float factor_of(float amax, float qmax) { return qmax / (amax < 1e-30f ? 1e-30f : amax); }
 inline float scale_of(float amax, float factor) { return (amax < 1e-30f ? 1e-30f : amax) * factor; }
 
-// The integer is the low byte: adding 1.5 * 2^23 rounds to nearest, half to even.
-template <int rounding> inline u32 integer(float v, float factor, u32 counter, float qmax, float nan) {
-    float t = v * factor;
+// The integers are the low bytes: adding 1.5 * 2^23 rounds to nearest, half to even.
+template <int rounding> inline U16 integers(F16 v, F16 factor, U16 counter, float qmax, float nan) {
+    F16 t = v * factor;
     if (rounding != NEAREST) {
-        u32 h = rounding == PSEUDO ? bits_as<u32>(v) * WEYL : counter;
+        U16 h = rounding == PSEUDO ? (U16)v * WEYL : counter;
         h ^= h >> 16;
         h *= MULTIPLIER;
-        t += bits_as<float>((h >> 9) | 0x3f800000u) - 1.5f;
+        t += (F16)((h >> 9) | 0x3f800000u) - 1.5f;
     }
-    const float low = t < -qmax ? -qmax : t;
-    const float clamped = low > qmax ? qmax : low;
-    return bits_as<u32>((t != t ? nan : clamped) + 12582912.0f);
+    const F16 top = F16{} + qmax, low = t < -top ? -top : t, clamped = low > top ? top : low;
+    return (U16)((t != t ? F16{} + nan : clamped) + 12582912.0f);
 }
 
-inline int32_t magnitude(float v) { return bits_as<int32_t>(v) & 0x7fffffff; }
+inline I16 larger_magnitude(I16 largest, F16 v) {
+    const I16 magnitude = (I16)v & 0x7fffffff;
+    return magnitude > largest ? magnitude : largest;
+}
+inline int32_t largest_of(I16 lanes) {
+    int32_t largest = 0;
+    for (int i = 0; i < LANES; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+    return largest;
+}
+inline U16 lane_numbers() { return U16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
 
 inline void translate(const Problem& p, uint8_t* q, i64 count) {
     if (p.table)

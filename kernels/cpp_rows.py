@@ -33,11 +33,22 @@ template <int W> void transform_row(const Problem& p, const float* x, i64 blocks
     for (; b < blocks; b++) row_blocks<W, 1>(p, x + b * p.order, v + b * p.rank);
 }
 
+int32_t largest_in(const float* v, i64 count) {
+    I16 largest = {};
+    for (i64 i = 0; i < count; i += LANES) largest = larger_magnitude(largest, load<F16>(v + i));
+    return largest_of(largest);
+}
+
 template <int rounding> void round_row(const Problem& p, const float* v, i64 count, float factor, i64 first, uint8_t* q) {
     const float qmax = p.qmax, nan = p.table ? -128.0f : 0.0f;
-    const u32 counter = u32(first) * WEYL + p.seed;
-#pragma omp simd
-    for (i64 i = 0; i < count; i++) q[i] = uint8_t(integer<rounding>(v[i], factor, counter + u32(i) * WEYL, qmax, nan));
+    const F16 factors = F16{} + factor;
+    U16 counter = (lane_numbers() + u32(first)) * WEYL + p.seed;
+    for (i64 i = 0; i < count; i += LANES, counter += LANES * WEYL) {
+        const U16 words = integers<rounding>(load<F16>(v + i), factors, counter, qmax, nan);
+        const Bytes bytes = __builtin_convertvector(words, Bytes);
+        if (i + LANES <= count) store(q + i, bytes);
+        else std::memcpy(q + i, &bytes, count - i);
+    }
 }
 
 void transform_row(const Problem& p, const float* x, i64 blocks, float* v) {
@@ -58,8 +69,9 @@ void round_row(const Problem& p, const float* v, i64 count, float factor, i64 fi
 }
 
 template <typename T> void widen_row(const T* x, i64 count, float* out) {
-#pragma omp simd
-    for (i64 i = 0; i < count; i++) out[i] = widen(x[i]);
+    i64 i = 0;
+    for (; i + LANES <= count; i += LANES) store(out + i, widen(x + i));
+    if (i < count) store(out + i, widen(x + i, count - i));
 }
 
 void widen_row(const Problem& p, i64 row, float* out) {
@@ -77,28 +89,28 @@ int by_rows(const Problem& p, int32_t* amaxes) {
     for (int phase = two_phases ? 0 : 1; phase < 2; phase++) {
 #pragma omp parallel num_threads(p.threads) reduction(| : failed)
         {
-            float* buffer = (float*)std::malloc(sizeof(float) * (2 * length + LANES));
+            float* buffer = (float*)std::malloc(sizeof(float) * 2 * (length + LANES));
             failed |= !buffer;
 #pragma omp for schedule(dynamic, 8)
             for (i64 row = 0; row < p.rows; row++) {
                 if (!buffer) continue;
                 const float* input = (const float*)p.x + row * p.stride;
-                float* v = buffer + length;
+                float* v = buffer + length + LANES;
                 if (!direct) {
                     widen_row(p, row, buffer);
-                    std::memset(buffer + p.k, 0, sizeof(float) * (length - p.k));
+                    if (length > p.k) std::memset(buffer + p.k, 0, sizeof(float) * (length - p.k));
                     input = buffer;
                 }
                 i64 done = 0;
                 for (i64 g = 0; g < groups; g++) {
                     const i64 blocks = p.blocks_of(g), count = blocks * p.rank;
                     transform_row(p, input + g * p.group, blocks, v);
+                    store(v + count, F16{});  // whole vectors from here on
                     int32_t largest = 0;
                     if (two_phases && phase) {
                         largest = amaxes[g];
                     } else {
-#pragma omp simd reduction(max : largest)
-                        for (i64 i = 0; i < count; i++) largest = magnitude(v[i]) > largest ? magnitude(v[i]) : largest;
+                        largest = largest_in(v, count);
                     }
                     if (!phase) {
 #pragma omp critical

@@ -1,10 +1,12 @@
 """The operators of this project: ``torch.ops.hadamard.*``, each declared by one file of this folder.
 
-A kernel is one ``Kernel`` record: the paper's formula (``reference``), a functional PyTorch form (``cpu``, which is
-also what Inductor inlines on a CPU), a ``fake`` that knows shapes, a CUDA launcher, and its ``traffic``. The operators
-are pure functions and opaque in the joint graph; a pass of the backend lowers them per device.
+A kernel is one ``Kernel`` record: the paper's formula (``reference``), a functional PyTorch form (``cpu``, against which
+the launchers are tested), a ``fake`` that knows shapes, a launcher for CUDA (``cuda``) and one for the CPU (``native``),
+and its ``traffic``. The operators are pure functions and opaque in every graph: on every device a call of this project's
+own kernel.
 
-Files named ``triton_*.py`` hold Triton bodies and need Triton to import; nothing else does.
+Files named ``triton_*.py`` hold Triton bodies and need Triton to import; nothing else does. Files named ``cpp_*.py`` hold
+the C++ of the CPU launchers, compiled when one first runs. Both are imported on first use.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Kernel:
         fake: shapes, dtypes and strides of the results (the contract of every implementation).
         traffic: bytes and operations of one launch as a function of its sizes.
         cuda: launcher on CUDA tensors; it imports Triton when it first runs.
+        native: launcher on CPU tensors, compiled C++ behind it; where it is None, ``cpu`` runs there.
         tags: torch's operator tags.
     """
 
@@ -55,6 +58,7 @@ class Kernel:
     fake: Callable[..., Any]
     traffic: Callable[..., Traffic]
     cuda: Callable[..., Any] | None = None
+    native: Callable[..., Any] | None = None
     tags: tuple[torch.Tag, ...] = field(default=_TAGS, repr=False)
 
     @property
@@ -67,12 +71,14 @@ KERNELS: dict[str, Kernel] = {}
 """Every registered kernel, by operator name. Complete after ``load()``."""
 
 
-def register(kernel: Kernel, cuda: Callable[..., Any] | None = None) -> Kernel:
+def register(
+    kernel: Kernel, cuda: Callable[..., Any] | None = None, native: Callable[..., Any] | None = None
+) -> Kernel:
     """Declare ``torch.ops.hadamard.<kernel.name>`` and return the kernel, CUDA launcher included.
 
     Args:
         kernel: the record; its ``cpu`` may return any strides, the operator makes them contiguous.
-        cuda: launcher, where the record does not hold it already.
+        cuda, native: launchers, where the record does not hold them already.
 
     Raises:
         ValueError: a kernel of that name is already registered.
@@ -81,9 +87,11 @@ def register(kernel: Kernel, cuda: Callable[..., Any] | None = None) -> Kernel:
         raise ValueError(f"two kernels call themselves {kernel.name!r}")
     if cuda is not None:
         kernel = Kernel(**{**vars(kernel), "cuda": cuda})
+    if native is not None:
+        kernel = Kernel(**{**vars(kernel), "native": native})
     qualified = f"{NAMESPACE}::{kernel.name}"
     _LIBRARY.define(kernel.name + kernel.schema, tags=kernel.tags)
-    _LIBRARY.impl(kernel.name, _contiguous(kernel.cpu), "CPU")
+    _LIBRARY.impl(kernel.name, kernel.native or _contiguous(kernel.cpu), "CPU")
     if kernel.cuda is not None:
         _LIBRARY.impl(kernel.name, kernel.cuda, "CUDA")
     torch.library.register_fake(qualified, kernel.fake, lib=_LIBRARY)
@@ -92,7 +100,7 @@ def register(kernel: Kernel, cuda: Callable[..., Any] | None = None) -> Kernel:
 
 
 def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``function`` with contiguous results: what the fakes promise, while inlined CPU code may keep its own strides."""
+    """``function`` with contiguous results, which the fakes promise; the readable forms may return views."""
 
     @functools.wraps(function)
     def implementation(*args: Any, **kwargs: Any) -> Any:
@@ -108,7 +116,7 @@ def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
 def load() -> dict[str, Kernel]:
     """Import every file of this folder once, so that all operators exist; returns ``KERNELS``."""
     for module in pkgutil.iter_modules([str(_FOLDER)]):
-        if not module.name.startswith("triton_"):
+        if not module.name.startswith(("triton_", "cpp_")):
             importlib.import_module(f"{__package__}.{module.name}")
     return KERNELS
 

@@ -14,7 +14,7 @@ from .scaling import carrier_dtype, padded_columns, qmax, scale_factor, scales
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
 from .walsh import block_transform, walsh_reference
 
-__all__ = ["KERNEL", "cpu", "cuda", "fake", "reference", "traffic"]
+__all__ = ["KERNEL", "cpu", "cuda", "fake", "native", "reference", "traffic"]
 
 SCHEMA = (
     "(Tensor x, Tensor? seed, int order, int bits, str scale, str rounding, str carrier) -> (Tensor q, Tensor scales)"
@@ -72,6 +72,15 @@ def cuda(
     return results
 
 
+def native(
+    x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
+) -> tuple[Tensor, Tensor]:
+    """The operator on CPU tensors (``cpp_transform.py``)."""
+    from . import cpp_transform
+
+    return cpp_transform.quantize_rows(x, seed, order, bits, scale, rounding, carrier)
+
+
 def fake(
     x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
 ) -> tuple[Tensor, Tensor]:
@@ -104,4 +113,4 @@ def traffic(rows: Expression, k: Expression, order: int, itemsize: int, scale: s
     )
 
 
-KERNEL = register(Kernel("quantize_rows", SCHEMA, reference, cpu, fake, traffic), cuda)
+KERNEL = register(Kernel("quantize_rows", SCHEMA, reference, cpu, fake, traffic), cuda, native)

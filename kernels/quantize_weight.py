@@ -15,7 +15,7 @@ from .library import Kernel, register, triton_bodies
 from .scaling import carrier_dtype, padded_columns
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
 
-__all__ = ["KERNEL", "cpu", "cuda", "fake", "reference", "traffic"]
+__all__ = ["KERNEL", "cpu", "cuda", "fake", "native", "reference", "traffic"]
 
 SCHEMA = "(Tensor w, int order, int bits, str scale, str carrier) -> (Tensor q, Tensor scales)"
 
@@ -51,6 +51,13 @@ def cuda(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Te
     return results
 
 
+def native(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
+    """The operator on CPU tensors (``cpp_transform.py``)."""
+    from . import cpp_transform
+
+    return cpp_transform.quantize_weight(w, order, bits, scale, carrier)
+
+
 def fake(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
     """Shapes: q [N, Kp], scale float32 [1, N] (``"token"``) or [1, 1] (``"tensor"``)."""
     k, n = w.shape
@@ -72,4 +79,4 @@ def traffic(k: Expression, n: Expression, order: int, itemsize: int) -> Traffic:
     )
 
 
-KERNEL = register(Kernel("quantize_weight", SCHEMA, reference, cpu, fake, traffic), cuda)
+KERNEL = register(Kernel("quantize_weight", SCHEMA, reference, cpu, fake, traffic), cuda, native)

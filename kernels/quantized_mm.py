@@ -36,6 +36,7 @@ __all__ = [
     "cuda",
     "fake",
     "integer_mm",
+    "native",
     "reference",
     "traffic",
 ]
@@ -102,6 +103,24 @@ def cpu(
         out = term if out is None else out + term
     if out is None:
         return torch.zeros(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
+    return out.to(dtype)
+
+
+def native(
+    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+) -> torch.Tensor:
+    """The operator on CPU tensors: ``torch``'s integer product, then all the rest in one pass (``cpp_transform.py``)."""
+    from .cpp_transform import rescale
+
+    check(a, b, scale_a, scale_b, group_k)
+    if 0 in (*a.shape, b.shape[0]):
+        return torch.zeros(a.shape[0], b.shape[0], dtype=dtype)
+    out = None
+    pieces = groups(a.shape[1], group_k, scale_a.shape[0])
+    first = torch.bfloat16 if dtype == torch.bfloat16 and len(pieces) == 1 else torch.float32
+    for start, stop, g in pieces:
+        out = rescale(integer_mm(a[:, start:stop], b[:, start:stop]), scale_a[g], scale_b[g], out, first)
+    assert out is not None
     return out.to(dtype)
 
 
@@ -228,4 +247,4 @@ def cuda(
     return out  # type: ignore[no-any-return]
 
 
-QUANTIZED_MM = register(Kernel(NAME, SCHEMA, reference, cpu, fake, traffic, cuda))
+QUANTIZED_MM = register(Kernel(NAME, SCHEMA, reference, cpu, fake, traffic, cuda, native))

@@ -26,12 +26,11 @@ def config(kernel: str, m: int, n: int, k: int, stages: int, **flags: Any) -> di
 
 # Two programs of four warps on a multiprocessor hide each other's waits: Triton drains the tensor cores after every
 # K-block where the accumulator is an int32 (1466 TOP/s at 8192³ on an H200, against 1354 with one program of eight).
+# Flattened loops load the next tile's operands behind the epilogue: 8 to 17 % where K is 768, nothing where it is long.
 CONFIGS: tuple[Config, ...] = (
     config("tiles", 128, 128, 128, 3, warps=4, per_sm=2),
     config("tiles", 128, 128, 128, 3, warps=4, per_sm=2, flatten=True),
-    config("tiles", 128, 256, 128, 4, flatten=True),
     config("stream", 128, 128, 128, 3, warps=4, per_sm=2),
-    config("stream", 256, 128, 128, 4),
     config("stream", 128, 128, 128, 5),
 )
 """One rescale at the end; the safest first."""
@@ -120,8 +119,13 @@ def problem(
     pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
     return Problem(
         m, b.shape[0], k, a.dtype, dtype, group_k, groups, columns == 1, scale_b.shape[1] == 1,
-        a.stride(0), b.stride(0), pointers % 16 == 0, a.device.index or 0,
+        _stride(a), _stride(b), pointers % 16 == 0, a.device.index or 0,
     )  # fmt: skip
+
+
+def _stride(operand: torch.Tensor) -> int:
+    """Of the rows; a single row may claim any stride, which the bulk copy engine would refuse."""
+    return operand.stride(0) if operand.shape[0] > 1 else -(-operand.shape[1] // 16) * 16
 
 
 @functools.cache

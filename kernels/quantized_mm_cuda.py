@@ -1,11 +1,12 @@
 """Launching ``quantized_mm`` on a CUDA device.
 
-The operator runs hundreds of times in a training step, so all that a shape decides is decided once (``_Launch``); after
+The operator runs hundreds of times in a training step, so all that a shape decides is decided once (``Launch``); after
 that a call costs a dictionary look-up, the allocation of the result and the launch itself.
 """
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -16,10 +17,11 @@ from . import autotune
 from .library import failure, triton_bodies
 from .quantized_mm import NAME, check
 from .quantized_mm_configs import Config, Problem, candidates, device, problem
+from .quantized_mm_shares import deal
 
-__all__ = ["launch", "run"]
+__all__ = ["Launch", "launch"]
 
-_LAUNCHES: dict[Problem, _Launch] = {}
+_LAUNCHES: dict[Problem, Launch] = {}
 
 
 def launch(
@@ -58,24 +60,21 @@ def _k_major(operand: torch.Tensor) -> torch.Tensor:
     return operand.contiguous()
 
 
-def _prepare(posed: Problem, *tensors: torch.Tensor) -> _Launch:
+def _prepare(posed: Problem, *tensors: torch.Tensor) -> Launch:
     """The launch with the remembered or newly tuned configuration; the tuner's launches overwrite the result."""
     prepared = _LAUNCHES.get(posed)
+    if prepared is None and autotune.capturing():
+        return Launch(candidates(posed)[0], posed)  # needs nothing from the host, unlike the others
     if prepared is None:
-        chosen = autotune.best(NAME, posed.key(), candidates(posed), lambda c: run(c, posed, *tensors))
-        prepared = _Launch(chosen, posed)
-        if not autotune.capturing():
-            _LAUNCHES[posed] = prepared
+        entries = candidates(posed)
+        made = {id(entry): Launch(entry, posed) for entry in entries}
+        chosen = autotune.best(NAME, posed.key(), entries, lambda entry: made[id(entry)](*tensors))
+        prepared = _LAUNCHES[posed] = made[id(chosen)]
     return prepared
 
 
-def run(config: Config, posed: Problem, *tensors: torch.Tensor) -> None:
-    """Launch one configuration on the current device and stream; ``tensors``: a, b, scale_a, scale_b, out."""
-    _Launch(config, posed)(*tensors)
-
-
-class _Launch:
-    """A kernel with everything but its tensors. Called with a, b, scale_a, scale_b, out."""
+class Launch:
+    """A kernel with everything but its tensors. Called with a, b, scale_a, scale_b, out, on their device and stream."""
 
     def __init__(self, config: Config, posed: Problem) -> None:
         self.bodies = triton_bodies(NAME)
@@ -91,7 +90,8 @@ class _Launch:
         )  # fmt: skip
         self.tma, self.reuse, self.compiled = config["tma"], posed.aligned, None
         self.shared: tuple[int, int, torch.dtype] | None = None
-        self.extra: tuple[int, ...] = ()
+        self.table: list[Any] = []
+        self.dealt: list[torch.Tensor] = []
         constants = [config["m"], config["n"], tile_k, config["group_m"], steps, self.tma, config.get("promote")]
         if config["kernel"] == "tiles":
             self.kernel = self.bodies.tiles_kernel
@@ -99,10 +99,11 @@ class _Launch:
             programs = min(tiles, programs)
         else:
             self.kernel = self.bodies.stream_kernel
-            programs, *shares, shared = _shares(programs, tiles, blocks // max(steps, 1))
-            self.extra = tuple(shares)
+            hands = deal(programs, tiles, blocks // max(steps, 1))
+            *self.table, slots = hands.table(max(steps, 1))
             partial = torch.int32 if posed.carrier == torch.int8 and not step else torch.float32
-            self.shared = (shared * (shares[2] + 2) * config["m"] * config["n"], shared, partial)
+            self.shared = (slots * config["m"] * config["n"], tiles, partial)
+            programs = len(hands.hands)
         self.grid, self.constants = (programs, 1, 1), tuple(constants)
         self.options = {"num_warps": config["warps"], "num_stages": config["stages"]}
 
@@ -110,9 +111,11 @@ class _Launch:
         arguments: tuple[Any, ...] = (*tensors, *self.sizes)
         if self.shared is not None:
             size, tiles, dtype = self.shared
+            if not self.dealt:
+                self.dealt = _resident(self.table, tensors[0].device)
             partials = torch.empty(size, dtype=dtype, device=tensors[0].device)
             arguments += (partials, torch.zeros(tiles, dtype=torch.int32, device=tensors[0].device))
-        arguments += (*self.extra, *self.constants)
+        arguments += (*self.dealt, *self.constants)
         if self.tma:
             self.bodies.set_allocator(_allocate)  # kept per thread, and the backward runs in a thread of its own
         if self.compiled is not None:
@@ -123,19 +126,19 @@ class _Launch:
             self.compiled = compiled
 
 
-def _shares(programs: int, tiles: int, units: int) -> tuple[int, int, int, int, int, int]:
-    """How ``stream_kernel`` deals out tiles of so many units: (programs, waves, sharers, layers, depth, shared tiles).
+def _resident(tables: list[list[int]], device: torch.device) -> list[torch.Tensor]:
+    """int32 tensors that outlive this call.
 
-    A sharer gets at least four units where a tile has as many.
+    Made in a thread of its own: Inductor's warm-up of a CUDA graph lets this thread allocate from the graph's pool only,
+    and later hands such memory to others.
     """
-    waves = max(-(-tiles // programs) - 1, 0)
-    shared = tiles - waves * programs
-    sharers = min(programs, shared * max(units // 4, 1))
-    depth = -(-shared * units // sharers)
-    layers = min(sharers // shared, -(-units // depth))
-    if layers * depth >= units:
-        sharers = layers * shared
-    return (programs if waves else sharers), waves, sharers, layers, depth, shared
+    made: list[torch.Tensor] = []
+    worker = threading.Thread(
+        target=lambda: made.extend(torch.tensor(table, dtype=torch.int32, device=device) for table in tables)
+    )
+    worker.start()
+    worker.join()
+    return made
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> torch.Tensor:

@@ -154,87 +154,48 @@ def tiles_kernel(
 def stream_kernel(
     a_pointer, b_pointer, scale_a, scale_b, out,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
-    partials, arrived, waves, sharers, layers, depth,
+    partials, arrived, items, offsets,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
-    """The tiles that do not fill a wave of programs are shared; then every program computes ``waves`` whole ones.
+    """Pieces of tiles, dealt out by the host (``quantized_mm_shares``).
 
-    Shares are counted in units: a K-block, or a group of STEPS of them. The first ``layers`` times (shared tiles)
-    programs take ``depth`` units of one tile each, layer by layer, so that programs side by side read the same columns
-    while they are in the cache. What is left of every tile, tile after tile, is cut into equal spans for the others of
-    the ``sharers``.
-
-    ``partials`` [shared tiles, layers + 2, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32
-    [shared tiles], zeros: units that are ready. No program waits for another: the last to arrive adds up, in order.
+    ``offsets`` int32 [programs + 1]: the items of a program. ``items`` int32 [·, 6]: tile, first and last K-block, this
+    piece's number among the pieces of the tile, their count, the slot of the first of them in ``partials``.
+    ``partials`` [slots, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32 [tiles], zeros: pieces
+    that are ready. No program waits for another: the last one to arrive at a tile adds its pieces up, in order.
     """
     INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
-    UNIT: tl.constexpr = 1 if STEPS == 0 else STEPS
     SIZE: tl.constexpr = BLOCK_M * BLOCK_N
     a = _operand(a_pointer, M, K, stride_a, BLOCK_M, BLOCK_K, TMA)
     b = _operand(b_pointer, N, K, stride_b, BLOCK_N, BLOCK_K, TMA)
     tiles_m = tl.cdiv(M, BLOCK_M)
     tiles_n = tl.cdiv(N, BLOCK_N)
-    program = tl.program_id(0)
-    whole = waves * tl.num_programs(0)
-    tiles = tiles_m * tiles_n - whole
-    per_tile = blocks // UNIT
-    rest = tl.maximum(per_tile - layers * depth, 0)
-    spans = sharers - layers * tiles
-    layered = program < layers * tiles
-    skip = layers * depth  # units of a tile that precede the ones counted by ``unit``
-    width = tl.maximum(rest, 1)
-    unit = 0
-    stop = 0
-    if layered:
-        skip = (program // tiles) * depth
-        width = min(depth, per_tile - skip)
-        unit = (program % tiles) * width
-        stop = unit + width
-    elif program < sharers:
-        q = (program - layers * tiles).to(tl.int64)
-        unit = (q * tiles * rest // spans).to(tl.int32)
-        stop = ((q + 1) * tiles * rest // spans).to(tl.int32)
-    stop += waves * per_tile  # the whole tiles come last: then no program ends with the sums of the others
     inside = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    wave = 0
-    while unit < stop:
-        sharing = unit < stop - (waves - wave) * per_tile
-        tile = unit // width if sharing else tiles + program + wave * tl.num_programs(0)
-        first = unit % width if sharing else 0
-        last = min(width, first + stop - waves * per_tile - unit) if sharing else per_tile
-        start = skip + first if sharing else 0
+    index = tl.load(offsets + tl.program_id(0))
+    stop = tl.load(offsets + tl.program_id(0) + 1)
+    while index < stop:
+        item = items + index * 6
+        tile = tl.load(item)
+        pieces = tl.load(item + 4)
         tile_m, tile_n = _place(tile, tiles_m, tiles_n, GROUP_M)
         row = tile_m * BLOCK_M
         column = tile_n * BLOCK_N
         total = _accumulate(
-            a, b, scale_a, scale_b, row, column, start * UNIT, (start + last - first) * UNIT,
+            a, b, scale_a, scale_b, row, column, tl.load(item + 1), tl.load(item + 2),
             M, N, K, stride_a, stride_b, group_k, step_a, step_b, jump_a, jump_b,
             BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, PROMOTE,
         )  # fmt: skip
-        complete = True
-        if last - first < per_tile:
-            slots = partials + tile.to(tl.int64) * (layers + 2) * SIZE + inside
-            # The spans that share the rest of this tile: from the one with its first unit to the one with its last.
-            begin = tile.to(tl.int64) * rest
-            lowest = 0
-            highest = -1
-            if rest > 0:
-                lowest = (((begin + 1) * spans - 1) // (tiles * rest)).to(tl.int32)
-                highest = (((begin + rest) * spans - 1) // (tiles * rest)).to(tl.int32)
-            slot = program // tiles if layered else layers + (program - layers * tiles) - lowest
-            tl.store(slots + slot * SIZE, total)
+        complete = pieces == 1
+        if pieces > 1:
+            slots = partials + tl.load(item + 5).to(tl.int64) * SIZE + inside
+            tl.store(slots + tl.load(item + 3) * SIZE, total)
             tl.debug_barrier()  # every thread has stored before one of them says so
-            ready = tl.atomic_add(arrived + tile, last - first, sem="acq_rel") + (last - first)
-            complete = ready == per_tile
+            complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == pieces - 1
             if complete:
                 total = tl.load(slots, cache_modifier=".cg")  # written by other processors: not from L1
-                for other in range(1, layers + highest - lowest + 1):
+                for other in range(1, pieces):
                     total += tl.load(slots + other * SIZE, cache_modifier=".cg")
         if complete:
             _write(total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS)
-        if sharing:
-            unit += last - first
-        else:
-            unit += per_tile
-            wave += 1
+        index += 1

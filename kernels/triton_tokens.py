@@ -37,13 +37,12 @@ def _transformed(
     stride_token,
     matrix,
     ORDER: tl.constexpr,
-    EVICTION: tl.constexpr,
 ):
     """v [CHANNELS, BLOCKS·KEPT] of the tile whose first block of tokens is ``block``; tokens from ``end`` on are 0."""
     token = block * ORDER + tl.arange(0, matrix.shape[0])
     pointer = x + token[:, None].to(tl.int64) * stride_token + channel[None, :]
     inside = (token < tokens) & (token < end * ORDER)
-    tile = tl.load(pointer, mask=inside[:, None] & (channel < channels)[None, :], other=0.0, eviction_policy=EVICTION)
+    tile = tl.load(pointer, mask=inside[:, None] & (channel < channels)[None, :], other=0.0)
     return exact_dot(tl.trans(tile), matrix)
 
 
@@ -83,8 +82,6 @@ def _tokens_kernel(
     PHASE: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCKS: tl.constexpr,
-    FIRST: tl.constexpr,
-    SECOND: tl.constexpr,
 ):
     """``total`` blocks in groups of ``per_group``; a program takes ``span`` blocks, one of ``parts`` of its group."""
     matrix = token_matrix(BLOCKS, ORDER, LOG_ORDER, RANK, KEPT, MATRIX)
@@ -102,7 +99,7 @@ def _tokens_kernel(
     else:
         largest = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.int32)
         for block in range(start, end, BLOCKS):
-            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER, FIRST)
+            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER)
             largest = tl.maximum(largest, magnitude_bits(v))
         bits = tl.max(largest, 1)
 
@@ -120,7 +117,7 @@ def _tokens_kernel(
         target = q + channel[:, None].to(tl.int64) * padded
         alive = (channel < channels)[:, None]
         for block in range(start, end, BLOCKS):
-            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER, SECOND)
+            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER)
             column, inside = _columns(block, end, padded, BLOCKS, KEPT, RANK)
             integers = rounded(v, factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
             tl.store(target + column, integers, mask=alive & inside)
@@ -133,19 +130,17 @@ PROGRAMS = 1024
 
 
 @functools.lru_cache(maxsize=4096)
-def _tile(order: int, kept: int, fused: bool) -> dict[str, Any]:
-    """Tile sizes; see ``_tokens_kernel``. Measured on an H200 (benchmarks/results)."""
-    blocks = max(1, (128 if fused else 64) // order)
+def _tile(order: int, kept: int, itemsize: int, fused: bool) -> dict[str, Any]:
+    """Tile sizes; see ``_tokens_kernel``. Measured on an H200 (benchmarks/results).
+
+    A float32 tile takes the room of two, and its three parts the registers: it is half as long, on twice the warps.
+    """
+    wide = itemsize > 2
+    blocks = max(1, min((128 if fused and not wide else 64) // order, 64 // kept))
     while blocks * kept < 16 or blocks * order < 16:  # the smallest right operand of a product
         blocks *= 2
-    return {
-        "CHANNELS": 64,
-        "BLOCKS": blocks,
-        "FIRST": "",
-        "SECOND": "",
-        "num_warps": 4,
-        "num_stages": 4 if blocks * order <= 128 else 2,
-    }
+    stages = 2 if wide or blocks * order > 128 else 4
+    return {"CHANNELS": 64, "BLOCKS": blocks, "num_warps": 8 if wide else 4, "num_stages": stages}
 
 
 def compress_tokens(
@@ -178,7 +173,7 @@ def compress_tokens(
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
     kept = triton.next_power_of_2(rank)
     fused = channelwise and (group != 0 or tokens <= SPAN_TOKENS)
-    tile = tile or _tile(order, kept, fused)
+    tile = tile or _tile(order, kept, x.element_size(), fused)
     total = -(-padded // rank)  # blocks, the zero padding of q included
     per_group = group // order if group else total
     strips = -(-channels // tile["CHANNELS"])

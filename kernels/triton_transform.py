@@ -75,18 +75,22 @@ def token_matrix(
 
 
 @triton.jit
+def thirds(x):
+    """Three bfloat16 tensors, the smallest first, that add up to a float32 tensor."""
+    high = x.to(tl.bfloat16)
+    rest = x - high.to(tl.float32)
+    middle = rest.to(tl.bfloat16)
+    return (rest - middle.to(tl.float32)).to(tl.bfloat16), middle, high
+
+
+@triton.jit
 def exact_dot(x, matrix):
     """x · matrix in float32 for a matrix of 0 and ±1."""
     if matrix.dtype == tl.float32:
         v = tl.dot(x.to(tl.float32), matrix, input_precision="ieee")
     elif x.dtype == tl.float32:
-        high = x.to(tl.bfloat16)
-        rest = x - high.to(tl.float32)
-        middle = rest.to(tl.bfloat16)
-        low = (rest - middle.to(tl.float32)).to(tl.bfloat16)
-        v = tl.dot(low, matrix)
-        v = tl.dot(middle, matrix, v)
-        v = tl.dot(high, matrix, v)
+        low, middle, high = thirds(x)
+        v = tl.dot(high, matrix, tl.dot(middle, matrix, tl.dot(low, matrix)))
     else:
         v = tl.dot(x, matrix)
     return v

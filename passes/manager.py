@@ -1,6 +1,8 @@
 """The order of the passes, with the laws between them.
 
-joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition ─ LowerToAten
+joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition
+
+On every device the ``hadamard::*`` operators stay opaque calls of the project's own kernels; nothing is lowered after that.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ import torch.fx as fx
 
 from hadamard_fx import compat
 from hadamard_fx.cost_model.device_profile import DeviceProfile
-from hadamard_fx.errors import LawViolation
-from hadamard_fx.kernels.library import NAMESPACE
 from hadamard_fx.plan import Plan
 from hadamard_fx.policy import Policy
 
@@ -23,7 +23,6 @@ from .choose import ChooseSchemes
 from .find_gemms import FindGemms
 from .joint_graph import GraphInput, JointGraph
 from .laws import enforce
-from .lower import LowerToAten
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
 from .rewrite import RewriteGemms
 
@@ -46,7 +45,6 @@ class Pipeline:
     saved: tuple[SavedTensor, ...] = ()
     saved_exact: tuple[SavedTensor, ...] | None = None
     _before: fx.GraphModule | None = field(default=None, repr=False)
-    _lowering: LowerToAten = field(default_factory=LowerToAten, repr=False)
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
         """Decide on every product of a joint or inference graph and rewrite it in place.
@@ -81,13 +79,6 @@ class Pipeline:
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts
-
-    def lower(self, graph: fx.Graph) -> None:
-        """Turn the project's ops into what the device runs."""
-        self._lowering.lower(graph)
-        for node in graph.nodes:
-            if getattr(node.target, "namespace", "") == NAMESPACE and "val" not in node.meta:
-                raise LawViolation("every node carries meta['val']", LowerToAten.name, node.name, "it is missing")
 
 
 def _copy(graph: fx.Graph) -> fx.GraphModule:

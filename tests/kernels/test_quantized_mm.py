@@ -179,7 +179,7 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
         for carrier in (torch.int8, FP8):
             data = operands(m, n, k, group, carrier)
             out = torch.full((m, n), float("nan"))
-            cuda.run(tile, configs.problem(*data, group, torch.float32), *data, out)
+            cuda.Launch(tile, configs.problem(*data, group, torch.float32))(*data, out)
             agree(out, expected(*data, group), bool(group))
 
 
@@ -207,7 +207,7 @@ def test_gpu_every_configuration(shape: tuple[int, int, int, int], carrier: torc
     want = expected(*data, group)
     for tile in configs.candidates(posed):
         out = torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
-        cuda.run(tile, posed, *data, out)
+        cuda.Launch(tile, posed)(*data, out)
         if group:
             torch.testing.assert_close(out.float(), want, rtol=0.0, atol=2**-7 * want.abs().max().item())
         else:
@@ -244,3 +244,5 @@ def test_gpu_threads_streams_graphs_and_views() -> None:
     padded[:, 1:] = a
     assert torch.equal(OP(padded[:, 1:], b, *scales, 0, torch.bfloat16), want)
     assert torch.equal(OP(a.t().contiguous().t(), b, *scales, 0, torch.bfloat16), want)
+    row = OP(a[:1].as_strided((1, 4096), (0, 1)), b, scales[0][:, :1], scales[1], 0, torch.bfloat16)
+    assert torch.equal(row, want[:1])
