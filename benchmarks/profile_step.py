@@ -1,6 +1,6 @@
 """Where a training step's time goes on CUDA: milliseconds per kind of kernel, for each contender.
 
-    python benchmarks/profile_step.py --model vit_b16|llama_1b [--contenders inductor,hot] [--precision bf16|autocast]
+python benchmarks/profile_step.py --model vit_b16|llama_1b [--contenders inductor,hot] [--precision bf16|autocast]
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from typing import Any
 
 from hadamard_fx import compat
 from hadamard_fx.errors import KernelError
@@ -20,9 +21,24 @@ from .cpp_rows import ROWS
 __all__ = ["library", "source"]
 
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
-_TRANSFORM = [_POINTER, _INT, _LONG, _LONG, _LONG, _INT, _LONG, _LONG, _INT, _FLOAT, _INT, _INT, _LONG, _LONG]
+_TRANSFORM: list[Any] = [
+    _POINTER,
+    _INT,
+    _LONG,
+    _LONG,
+    _LONG,
+    _INT,
+    _LONG,
+    _LONG,
+    _INT,
+    _FLOAT,
+    _INT,
+    _INT,
+    _LONG,
+    _LONG,
+]
 _TRANSFORM += [_POINTER, _LONG, _POINTER, _POINTER, _INT]
-_RESCALE = [_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT, _INT]
+_RESCALE: list[Any] = [_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT, _INT]
 
 
 def source() -> str:

@@ -14,7 +14,8 @@ constexpr int TILE = 64, STRIP = 64;
 // ---- rows ("channels") contiguous ---------------------------------------------------------------------------------
 
 // One block of `order` by 16 channels into `rank` rows of v, `pitch` apart; `rows` of the block exist.
-template <typename T> inline void channel_block(const Problem& p, const T* x, i64 stride, i64 rows, float* v, i64 pitch) {
+template <typename T>
+inline void channel_block(const Problem& p, const T* x, i64 stride, i64 rows, float* v, i64 pitch) {
     for (i64 s = 0; s < p.rank; s += 8) {
         const int32_t* signs = p.signs + s * p.order;
         F16 sums[8] = {};
@@ -37,7 +38,8 @@ template <typename T> void channel_group(const Problem& p, i64 g, i64 c, i64 cha
         const i64 token = (first + b) * p.order, rows = p.k - token < p.order ? p.k - token : p.order;
         const T* x = (const T*)p.x + token * p.stride + c;
         for (i64 i = 0; i < p.order && token + p.order + i < p.k; i++)
-            for (i64 o = 0; o < channels; o += 64 / i64(sizeof(T))) __builtin_prefetch(x + (p.order + i) * p.stride + o, 0, 2);
+            for (i64 o = 0; o < channels; o += 64 / i64(sizeof(T)))
+                __builtin_prefetch(x + (p.order + i) * p.stride + o, 0, 2);
         float* out = v + b * p.rank * pitch;
         for (i64 o = 0; o < channels; o += LANES) {
             if (o + LANES <= channels && p.rank <= 8) {
@@ -57,7 +59,8 @@ template <typename T> void channel_group(const Problem& p, i64 g, i64 c, i64 cha
 
 // v [count, pitch] to q[c + channel, column...]: four columns make a word, 16 words per channel a line of q.
 template <int rounding>
-void round_channels(const Problem& p, const float* v, i64 pitch, i64 count, const float* factors, i64 c, i64 channels, i64 column) {
+void round_channels(
+    const Problem& p, const float* v, i64 pitch, i64 count, const float* factors, i64 c, i64 channels, i64 column) {
     const float qmax = p.qmax, nan = p.table ? -128.0f : 0.0f;
     u32 tile[TILE / 4 * STRIP], base[STRIP];
     for (i64 o = 0; o < pitch; o++) base[o] = (u32(c + o) * u32(p.width) + u32(column)) * WEYL + p.seed;
@@ -97,7 +100,8 @@ void transform_channels(const Problem& p, i64 g, i64 c, i64 channels, float* v, 
     }
 }
 
-void round_channels(const Problem& p, const float* v, i64 pitch, i64 count, const float* factors, i64 c, i64 channels, i64 column) {
+void round_channels(
+    const Problem& p, const float* v, i64 pitch, i64 count, const float* factors, i64 c, i64 channels, i64 column) {
     switch (p.rounding) {
         case NEAREST: return round_channels<NEAREST>(p, v, pitch, count, factors, c, channels, column);
         case STOCHASTIC: return round_channels<STOCHASTIC>(p, v, pitch, count, factors, c, channels, column);

@@ -1,4 +1,4 @@
-"""What the CPU kernels share: the problem's record, conversions to float32, and the rounding of ``rounding.py`` in C++17.
+"""What the CPU kernels share: the problem's record, conversions to float32, the rounding of ``rounding.py`` in C++17.
 
 The vectors are the compiler's vector types, so that any instruction set serves; no header of torch is needed.
 """

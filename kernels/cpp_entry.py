@@ -18,7 +18,9 @@ void fill_signs(i64 order, i64 rank, i64 lanes, int32_t* signs) {
 }
 
 template <bool accumulate>
-void rescale_float(const int32_t* x, i64 rows, i64 columns, i64 stride, const float* a, i64 a_step, const float* b, float* out, int threads) {
+void rescale_float(
+    const int32_t* x, i64 rows, i64 columns, i64 stride, const float* a, i64 a_step, const float* b, float* out,
+    int threads) {
 #pragma omp parallel for num_threads(threads)
     for (i64 m = 0; m < rows; m++) {
         const float scale = a[m * a_step];
@@ -32,10 +34,11 @@ void rescale_float(const int32_t* x, i64 rows, i64 columns, i64 stride, const fl
 
 }  // namespace
 
-// Returns 0, or 1 where memory ran out. type: 0 float32, 1 bfloat16, 2 float16. along_k: whether k is the contiguous axis.
+// Returns 0, or 1 where memory ran out. type: 0 float32, 1 bfloat16, 2 float16. along_k: k is the contiguous axis.
 extern "C" int hadamard_transform(
-    const void* x, int type, i64 rows, i64 k, i64 stride, int along_k, i64 order, i64 rank, int qmax, float scale_factor,
-    int per_row, int rounding, i64 seed, i64 group, uint8_t* q, i64 width, float* scales, const uint8_t* table, int threads) {
+    const void* x, int type, i64 rows, i64 k, i64 stride, int along_k, i64 order, i64 rank, int qmax,
+    float scale_factor, int per_row, int rounding, i64 seed, i64 group, uint8_t* q, i64 width, float* scales,
+    const uint8_t* table, int threads) {
     Problem p{x, nullptr, q, scales, table, rows, k, stride, width, group, order, rank, float(qmax), scale_factor,
               u32(seed ^ (seed >> 32)) * SEED_MULTIPLIER, type, per_row, rounding, threads};
     if (rounding != STOCHASTIC) p.seed = 0;
@@ -52,10 +55,11 @@ extern "C" int hadamard_transform(
     return failed;
 }
 
-// out [rows, columns] = x · a[m] · b[n], in that order in float32; into bfloat16 (type 1) or float32, where it may add up.
+// out [rows, columns] = x · a[m] · b[n], in that order in float32; into bfloat16 (type 1) or float32, which may add up.
+// A float32 out may be x's own memory.
 extern "C" void hadamard_rescale(
-    const int32_t* x, i64 rows, i64 columns, i64 stride, const float* a, i64 a_step, const float* b, void* out, int type,
-    int accumulate, int threads) {
+    const int32_t* x, i64 rows, i64 columns, i64 stride, const float* a, i64 a_step, const float* b, void* out,
+    int type, int accumulate, int threads) {
     if (type == 0) {
         if (accumulate) rescale_float<true>(x, rows, columns, stride, a, a_step, b, (float*)out, threads);
         else rescale_float<false>(x, rows, columns, stride, a, a_step, b, (float*)out, threads);

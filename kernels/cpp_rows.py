@@ -1,4 +1,4 @@
-"""The CPU kernel for inputs whose transformed axis is contiguous: a row stays in the first-level cache between its phases.
+"""The CPU kernel for inputs whose transformed axis is contiguous: a row stays in the first-level cache meanwhile.
 
 The sums run in the order of the transformed axis, as a matrix product's do, one addition per entry of the ±1 matrix, so
 that they equal ``walsh.block_transform`` bit for bit where the library's product sums in that order, too.
@@ -39,7 +39,8 @@ int32_t largest_in(const float* v, i64 count) {
     return largest_of(largest);
 }
 
-template <int rounding> void round_row(const Problem& p, const float* v, i64 count, float factor, i64 first, uint8_t* q) {
+template <int rounding>
+void round_row(const Problem& p, const float* v, i64 count, float factor, i64 first, uint8_t* q) {
     const float qmax = p.qmax, nan = p.table ? -128.0f : 0.0f;
     const F16 factors = F16{} + factor;
     U16 counter = (lane_numbers() + u32(first)) * WEYL + p.seed;

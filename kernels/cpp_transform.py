@@ -44,8 +44,10 @@ def rescale(
 ) -> Tensor:
     """int32 [M, N] times scale_a along the rows, then scale_b along the columns, in one pass.
 
+    A contiguous ``partial`` lends its memory to a float32 result: a large allocation costs more than the pass itself.
+
     Args:
-        partial: int32 [M, N], its columns contiguous.
+        partial: int32 [M, N], its columns contiguous; not to be used afterwards.
         scale_a, scale_b: float32 [M] or [1], and [N] or [1].
         out: contiguous float32 [M, N] to add to; the result is new where it is None.
         dtype: of a new result, float32 or bfloat16.
@@ -53,7 +55,10 @@ def rescale(
     m, n = partial.shape
     columns = scale_b.expand(n).contiguous()
     rows = scale_a.expand(m)
-    result = torch.empty(m, n, dtype=dtype) if out is None else out
+    result = out
+    if result is None:
+        in_place = dtype == torch.float32 and partial.is_contiguous()
+        result = partial.view(torch.float32) if in_place else torch.empty(m, n, dtype=dtype)
     cpp_build.library().hadamard_rescale(
         partial.data_ptr(),
         m,
@@ -82,7 +87,7 @@ def _transform(
     group: int,
     carrier: str,
 ) -> tuple[Tensor, Tensor]:
-    """All three operators, for x [rows, k] whose k is transformed: q [rows, width], scales [groups, rows] or [groups, 1]."""
+    """All three, for x [rows, k] whose k is transformed: q [rows, width], scales [groups, rows] or [groups, 1]."""
     rows, k = x.shape
     groups = -(-k // group) if group else 1
     q = torch.empty(rows, padded_kept(k, order, rank), dtype=carrier_dtype(carrier))

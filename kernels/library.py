@@ -1,12 +1,12 @@
 """The operators of this project: ``torch.ops.hadamard.*``, each declared by one file of this folder.
 
-A kernel is one ``Kernel`` record: the paper's formula (``reference``), a functional PyTorch form (``cpu``, against which
-the launchers are tested), a ``fake`` that knows shapes, a launcher for CUDA (``cuda``) and one for the CPU (``native``),
-and its ``traffic``. The operators are pure functions and opaque in every graph: on every device a call of this project's
-own kernel.
+A kernel is one ``Kernel`` record: the paper's formula (``reference``), a functional PyTorch form (``cpu``, which the
+launchers are tested against), a ``fake`` that knows shapes, a launcher for CUDA (``cuda``) and one for the CPU
+(``native``), and its ``traffic``. The operators are pure functions and opaque in every graph: on every device a call of
+this project's own kernel.
 
-Files named ``triton_*.py`` hold Triton bodies and need Triton to import; nothing else does. Files named ``cpp_*.py`` hold
-the C++ of the CPU launchers, compiled when one first runs. Both are imported on first use.
+Files named ``triton_*.py`` hold Triton bodies and need Triton to import; nothing else does. Files named ``cpp_*.py``
+hold the C++ of the CPU launchers, compiled when one first runs. Both are imported on first use.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ __all__ = ["KERNELS", "NAMESPACE", "Kernel", "failure", "load", "register", "sou
 NAMESPACE = "hadamard"
 _FOLDER = Path(__file__).resolve().parent
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_fixed_stride_order)
+# The kernels take any strides: a demand for fixed ones makes Inductor copy inputs that other users share.
+_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
 
 
 @dataclass(frozen=True)

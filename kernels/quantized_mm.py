@@ -109,7 +109,7 @@ def cpu(
 def native(
     a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The operator on CPU tensors: ``torch``'s integer product, then all the rest in one pass (``cpp_transform.py``)."""
+    """The operator on CPU tensors: torch's integer product, then the rest in one pass (``cpp_transform.py``)."""
     from .cpp_transform import rescale
 
     check(a, b, scale_a, scale_b, group_k)

@@ -129,8 +129,8 @@ class Launch:
 def _resident(tables: list[list[int]], device: torch.device) -> list[torch.Tensor]:
     """int32 tensors that outlive this call.
 
-    Made in a thread of its own: Inductor's warm-up of a CUDA graph lets this thread allocate from the graph's pool only,
-    and later hands such memory to others.
+    Made in a thread of its own: Inductor's warm-up of a CUDA graph lets this thread allocate from the graph's pool
+    only, and later hands such memory to others.
     """
     made: list[torch.Tensor] = []
     worker = threading.Thread(

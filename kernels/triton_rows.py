@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .library import failure
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor
+from .triton_launch import Launch
 from .triton_transform import exact_dot, floored, magnitude_bits, matrix_dtype, rounded, row_matrix, seed_word, weyl
 
 __all__ = ["CODES", "quantize_rows"]
@@ -110,6 +111,8 @@ def _rows_kernel(
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
 
 
+_launch = Launch(_rows_kernel)
+
 LARGEST_TILE = 8192
 """Values that one program holds at once, in registers."""
 
@@ -160,14 +163,14 @@ def quantize_rows(
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
     tile = tile or _tile(padded, order, 1 if token else 2)
     amax_bits = scales if token else torch.zeros((1,), dtype=torch.int32, device=x.device)
-    grid = (-(-rows // tile["ROWS"]),)
-    arguments: tuple[Any, ...] = (
-        *(x, q, scales, amax_bits, x if seed is None else seed, rows, columns, padded, x.stride(0)),
-        *(scale_factor(bits, order), qmax(bits), order, order.bit_length() - 1, CODES[rounding], matrix_dtype(x.dtype)),
-    )
+    tensors = (x, q, scales, amax_bits, x if seed is None else seed)
+    numbers = (rows, columns, padded, x.stride(0), scale_factor(bits, order))
+    transform = (qmax(bits), order, order.bit_length() - 1, CODES[rounding], matrix_dtype(x.dtype))
+    sizes = (tile["CHUNKS"], tile["HOLD"], tile["ROWS"], tile["PIECES"], tile["WIDTH"])
     try:
         for phase in (FUSED,) if token else (AMAX, QUANTISE):
-            _rows_kernel[grid](*arguments, PHASE=phase, **tile)
+            programs = -(-rows // tile["ROWS"])
+            _launch(programs, tensors, numbers, (*transform, phase, *sizes), num_warps=tile["num_warps"])
     except Exception as error:
         shape = {"R": rows, "K": columns, "order": order, "dtype": x.dtype, "tile": tile}
         raise failure("quantize_rows", error, **shape) from error

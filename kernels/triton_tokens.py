@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .library import failure
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor
+from .triton_launch import Launch
 from .triton_rows import AMAX, CODES, FUSED, QUANTISE
 from .triton_transform import exact_dot, floored, magnitude_bits, matrix_dtype, rounded, seed_word, token_matrix, weyl
 
@@ -123,6 +124,8 @@ def _tokens_kernel(
             tl.store(target + column, integers, mask=alive & inside)
 
 
+_launch = Launch(_tokens_kernel)
+
 SPAN_TOKENS = 1024
 """Most tokens of one program where a group is split among several, and of one group whose scale takes one launch."""
 PROGRAMS = 1024
@@ -183,15 +186,15 @@ def compress_tokens(
         span = triton.next_power_of_2(min(wanted, max(tile["BLOCKS"], SPAN_TOKENS // order)))
         parts = max(1, -(-per_group // span))
     amax_bits = scales if fused else torch.zeros_like(scales, dtype=torch.int32)
-    grid = (strips * groups * parts,)
-    arguments: tuple[Any, ...] = (
-        *(x, q, scales, amax_bits, x if seed is None else seed, tokens, channels, padded, total, per_group, span),
-        *(parts, groups, x.stride(0), scale_factor(bits, order), qmax(bits), order),
-        *(order.bit_length() - 1, rank, kept, CODES[rounding], matrix_dtype(x.dtype), channelwise),
-    )
+    tensors = (x, q, scales, amax_bits, x if seed is None else seed)
+    sizes = (tokens, channels, padded, total, per_group, span, parts, groups)
+    numbers = (*sizes, x.stride(0), scale_factor(bits, order))
+    transform = (qmax(bits), order, order.bit_length() - 1, rank, kept, CODES[rounding], matrix_dtype(x.dtype))
     try:
         for phase in (FUSED,) if fused else (AMAX, QUANTISE):
-            _tokens_kernel[grid](*arguments, PHASE=phase, **tile)
+            constants = (*transform, channelwise, phase, tile["CHANNELS"], tile["BLOCKS"])
+            options = {name: tile[name] for name in ("num_warps", "num_stages")}
+            _launch(strips * groups * parts, tensors, numbers, constants, **options)
     except Exception as error:
         shape = {"L": tokens, "C": channels, "order": order, "rank": rank, "dtype": x.dtype, "tile": tile}
         raise failure(kernel, error, **shape) from error

@@ -2,7 +2,7 @@
 
 joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition
 
-On every device the ``hadamard::*`` operators stay opaque calls of the project's own kernels; nothing is lowered after that.
+On every device the ``hadamard::*`` operators stay opaque calls of the project's own kernels.
 """
 
 from __future__ import annotations
