@@ -15,10 +15,10 @@ USABLE := import sys, ensurepip, venv, os, sysconfig; sys.exit(sys.version_info 
 PYTHON ?= $(shell for p in python3 python3.12 python3.13 python3.11 python3.14 python; do \
   $$p -c '$(USABLE)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-# Without an NVIDIA GPU a CPU build of torch spares gigabytes of CUDA libraries. First the exact CPU version, which only a
-# source of CPU wheels that pip was configured with offers; then PyTorch's own index of them; then whatever pip finds.
+# Without an NVIDIA GPU a CPU build of torch spares gigabytes of CUDA libraries: it is taken where pip finds one. To make
+# sure, name PyTorch's index of CPU wheels (pytorch.org, "Get started"): make test TORCH_INDEX=...
 CPU_TORCH := torch==2.13.0+cpu
-CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 
 demo: $(STAMP)
 	$(BIN)/python $(DEMO)
@@ -42,8 +42,8 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install -qq --upgrade 'pip>=25.1'
 	@if command -v nvidia-smi >/dev/null 2>&1; then echo "NVIDIA GPU: torch comes with CUDA"; else \
 	  echo "No NVIDIA GPU: installing a CPU build of torch"; \
-	  $(BIN)/python -m pip install -qq '$(CPU_TORCH)' 2>/dev/null \
-	  || $(BIN)/python -m pip install -qq --retries 1 --timeout 20 --index-url $(CPU_INDEX) 'torch>=2.11' \
+	  { test -n "$(TORCH_INDEX)" && $(BIN)/python -m pip install -qq --index-url '$(TORCH_INDEX)' 'torch>=2.11'; } \
+	  || $(BIN)/python -m pip install -qq '$(CPU_TORCH)' 2>/dev/null \
 	  || $(BIN)/python -m pip install -qq 'torch>=2.11'; fi
 	@echo "Installing hadamard-fx and what its tests need"
 	@$(BIN)/python -m pip install -qq --editable . --group dev

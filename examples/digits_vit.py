@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -206,12 +206,11 @@ def table(contenders: list[Contender], title: str) -> Table:
         ("compile time", lambda c: c.compile_seconds, lambda c: f"{c.compile_seconds:.1f} s"),
     ]
     made = Table("", *(contender.name for contender in contenders), "ratio", title=title)
-    first, *others = contenders
+    first, *_, last = contenders
     means = [statistics.mean(contender.accuracies) for contender in contenders]
-    difference = f"{means[-1] - means[0]:+.2f} points" if others else ""
-    made.add_row("test accuracy", *map(accuracy, contenders), difference)
+    made.add_row("test accuracy", *map(accuracy, contenders), f"{means[-1] - means[0]:+.2f} points")
     for name, value, text in rows:
-        ratio = f"{value(others[-1]) / value(first):.2f}×" if others and value(first) else ""
+        ratio = f"{value(last) / value(first):.2f}×" if value(first) else ""
         made.add_row(name, *map(text, contenders), ratio)
     return made
 

@@ -7,42 +7,33 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.fx as fx
-from torch._dynamo.utils import counters as dynamo_counters
-from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, GradAOTOutput, ParamAOTInput, PlainAOTInput
+from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, ParamAOTInput, PlainAOTInput
 from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims, list_mode_options
 from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
-from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
     "CustomGraphPass",
     "CustomPartitionerFn",
-    "FakeTensor",
-    "FakeTensorMode",
     "cache_dir",
     "compile_fx",
-    "decomposition_table",
-    "dynamo_counters",
     "exact_partition",
     "fresh_fake_mode",
-    "gradient_of",
     "inductor_options_of_mode",
     "input_position",
     "known_inductor_option",
     "load_cpp",
     "lookup_hint",
-    "make_fx",
     "module_path",
     "placeholder_descriptor",
     "seeds_op",
@@ -90,17 +81,6 @@ def input_position(placeholder: fx.Node) -> tuple[int | None, str]:
     return None, ""
 
 
-def gradient_of(descriptor: object) -> tuple[int | None, str]:
-    """As ``input_position``, for the input whose gradient a joint output is."""
-    if isinstance(descriptor, GradAOTOutput):
-        origin = descriptor.grad_of
-        if isinstance(origin, ParamAOTInput):
-            return None, str(origin.target)
-        if isinstance(origin, PlainAOTInput):
-            return origin.idx, ""
-    return None, ""
-
-
 def placeholder_descriptor(index: int) -> DummyAOTOutput:
     """A descriptor for a joint output that does not outlive the partition."""
     return DummyAOTOutput(index)
@@ -112,12 +92,6 @@ def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode()
-
-
-def decomposition_table() -> Mapping[Any, Callable[..., Any]]:
-    """Inductor's decompositions, for graphs that are inlined after its own decomposition ran."""
-    table: Mapping[Any, Callable[..., Any]] = select_decomp_table()
-    return table
 
 
 def exact_partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -1,8 +1,8 @@
 """Launching a Triton kernel again: past Triton's binder, whose Python costs more than the launch.
 
-A training step launches each quantise kernel hundreds of times with the same few specialisations. The compiled kernel of
-a specialisation is remembered under all that Triton specialises on: the constants, the dtypes, whether a pointer is a
-multiple of 16 bytes, and whether a number is 1, a multiple of 16 or beyond 32 bits.
+A training step launches each quantise kernel hundreds of times with the same few specialisations. The compiled kernel
+of a specialisation is remembered under all that Triton specialises on: the constants, the dtypes, whether a pointer
+is a multiple of 16 bytes, and whether a number is 1, a multiple of 16 or beyond 32 bits.
 """
 
 from __future__ import annotations
