@@ -203,10 +203,10 @@ def table(contenders: list[Contender], title: str) -> Table:
         ("saved for backward", lambda c: c.saved, lambda c: f"{c.saved / 2**20:.1f} MiB"),
         ("compile time", lambda c: c.compile_seconds, lambda c: f"{c.compile_seconds:.1f} s"),
     ]
-    made = Table("", *(contender.name for contender in contenders), "ratio", title=title, caption="one test image is 0.28 points")
-    first, *_, last = contenders
-    means = [statistics.mean(contender.accuracies) for contender in contenders]
-    made.add_row("test accuracy", *map(accuracy, contenders), f"{means[-1] - means[0]:+.2f} points")
+    made = Table("", *(c.name for c in contenders), "ratio", title=title, caption="one test image is 0.28 points")
+    first, last = contenders[0], contenders[-1]
+    points = statistics.mean(last.accuracies) - statistics.mean(first.accuracies)
+    made.add_row("test accuracy", *map(accuracy, contenders), f"{points:+.2f} points")
     for name, value, text in rows:
         ratio = f"{value(last) / value(first):.2f}×" if value(first) else ""
         made.add_row(name, *map(text, contenders), ratio)
