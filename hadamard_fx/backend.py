@@ -70,7 +70,7 @@ def compile_graph(
         arguments["inner_compile"] = inner_compile
         patches["force_disable_caches"] = True
     compiled: Any = compat.compile_fx(gm, example_inputs, config_patches=patches, **arguments)
-    history.record(key, pipeline)
+    history.record(key, pipeline, quiet=inner_compile is not None)
     result: Compiled = compiled
     return result
 
@@ -128,7 +128,8 @@ def _graph_key(gm: fx.GraphModule, example_inputs: Sequence[Any], pipeline: Pipe
         else type(v).__name__
         for v in example_inputs
     ]
-    facts = (_digest(pipeline), gm.print_readable(print_output=False), repr(tensors), str(torch.is_grad_enabled()))
+    code = "\n".join(line.partition("#")[0].rstrip() for line in gm.code.splitlines())
+    facts = (_digest(pipeline), code, repr(tensors), str(torch.is_grad_enabled()))
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
 
 

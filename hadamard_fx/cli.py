@@ -95,14 +95,21 @@ def _explain(arguments: argparse.Namespace, people: Console) -> int:
         options["profile"] = arguments.profile
     factory = load_factory(arguments.target)
     model, inputs, loss = make(factory, arguments.target)
-    explanation = explain(model, loss=loss, options=options)(*inputs)
+    try:
+        explanation = explain(model, loss=loss, options=options)(*inputs)
+    except HadamardError:
+        raise
+    except Exception as error:  # whatever the user's model raises on its own inputs
+        return _fail(
+            people, HadamardError(f"{arguments.target} failed on its inputs: {type(error).__name__}: {error}"), 1
+        )
     if arguments.json:
         print(explanation.to_json())
-        return 0
-    for report in explanation.reports:
+    for report in () if arguments.json else explanation.reports:
         people.print(report.render(details=arguments.details), "", markup=False, highlight=False)
     if not explanation.reports:
         people.print(f"{arguments.target}: no graph was compiled, so there is nothing to report")
+        return 1
     return 0
 
 

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dynamo import config as dynamo_config
+from torch._dynamo.exc import BackendCompilerFailed
 from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, ParamAOTInput, PlainAOTInput
 from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims, list_mode_options
@@ -23,8 +26,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
+    "BackendCompilerFailed",
     "CustomGraphPass",
     "CustomPartitionerFn",
+    "any_number_of_compilations",
     "cache_dir",
     "compile_fx",
     "exact_partition",
@@ -92,6 +97,13 @@ def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
         if isinstance(value, FakeTensor):
             return value.fake_mode
     return FakeTensorMode()
+
+
+@contextmanager
+def any_number_of_compilations() -> Iterator[None]:
+    """Lift dynamo's limit of compilations per function, behind which it runs a function without its backend."""
+    with dynamo_config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30):
+        yield
 
 
 def exact_partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -44,6 +44,8 @@ class Role(enum.StrEnum):
     """g_w = g_yᵀ x, contracted along the tokens L."""
     ACTIVATION = "activation"
     """A product without a parameter (attention), or a gradient of one."""
+    PARAMETERS = "parameters"
+    """A product of parameters only (a merged adapter), or a gradient of one: its contracted axis holds no tokens."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Gemm:
         device: type of the device, ``"cuda"``.
         weight: name of the parameter that the layer multiplies with, ``""`` for activation products.
         frozen: the parameter needs no gradient.
+        held: the saved operand lives until the backward for another reader or the caller; no product saves it.
         source: the user's source line.
     """
 
@@ -90,6 +93,7 @@ class Gemm:
     batch: Size = Size(1)
     weight: str = ""
     frozen: bool = False
+    held: bool = False
     source: str = ""
 
     @property

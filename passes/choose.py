@@ -21,7 +21,8 @@ GAIN = 0.95
 
 _ALWAYS_EXACT = {
     Role.FORWARD: "the forward stays in full precision (HOT, section 3)",
-    Role.ACTIVATION: "a product of two activations, not of a layer's weight",
+    Role.ACTIVATION: "no product of activations with an nn.Parameter",
+    Role.PARAMETERS: "a product of parameters only, whose contracted axis holds no tokens",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch.fx as fx
 
 from hadamard_fx import compat
 
-from .joint_graph import VIEWS, JointGraph, strip_transpose, strip_views, value
+from .joint_graph import JointGraph, strip_transpose, value
 
 aten = torch.ops.aten
 
@@ -108,25 +108,13 @@ class GraphEditor:
             following = following.next
         return self.graph.inserting_before(following)
 
-    def kept_anyway(self, node: fx.Node) -> bool:
-        """A backward node that the plan leaves alone reads ``node``'s memory, so that the backward holds it anyhow."""
-        readers = (user for user in self._readers(node) if user in self.joint.tangent_closure)
-        return any(user.name not in self._rewritten for user in readers)
+    def compresses_in_backward(self, node: fx.Node) -> bool:
+        """``node`` lives until the backward anyhow, so that keeping a compressed copy beside it would only cost.
 
-    def enters_checkpoint(self, node: fx.Node) -> bool:
-        """``node`` is made outside of a checkpointed region and read inside: recomputation holds it anyhow."""
-        outside = "recompute" not in node.meta
-        return outside and any("recompute" in user.meta for user in self._readers(node))
-
-    def _readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """Everything that reads ``node``'s memory, through any chain of views of the forward."""
-        views = [strip_views(node)]
-        for view in views:
-            for user in view.users:
-                if user.target in VIEWS and user not in self.joint.tangent_closure:
-                    views.append(user)
-                else:
-                    yield user
+        A checkpointed region holds what enters it: what is made outside and read inside.
+        """
+        enters = "recompute" not in node.meta and any("recompute" in r.meta for r in self.joint.readers(node))
+        return enters or self.joint.held(node, self._rewritten)
 
 
 def inherit_recomputation(node: fx.Node, origin: fx.Node) -> bool:

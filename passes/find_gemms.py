@@ -43,7 +43,16 @@ class FindGemms:
         forward = {node: _describe_forward(joint, node) for node in products if not _backward(joint, node)}
         _separate_layers(forward)
         partners = _Partners(joint, forward)
-        return tuple(forward[node] if node in forward else partners.describe(node) for node in products)
+        gemms = {node: forward[node] if node in forward else partners.describe(node) for node in products}
+        weights = frozenset(node.name for node, gemm in gemms.items() if gemm.role is Role.GRAD_WEIGHT)
+        return tuple(replace(gemm, held=_held(joint, node, gemm, weights)) for node, gemm in gemms.items())
+
+
+def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, weights: frozenset[str]) -> bool:
+    if gemm.role is not Role.GRAD_WEIGHT:
+        return False
+    left, right = operands(node)
+    return joint.held(right if gemm.gradient == "left" else left, weights)
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
@@ -62,7 +71,9 @@ def _size(extent: int | torch.SymInt) -> Size:
     return Size(compat.lookup_hint(extent), compat.symbol(extent))
 
 
-def _describe(node: fx.Node, role: Role, layer: str, weight: str, frozen: bool, gradient: str = "") -> Gemm:
+def _describe(
+    joint: JointGraph, node: fx.Node, role: Role, layer: str, weight: str, frozen: bool, gradient: str = ""
+) -> Gemm:
     left, right = operands(node)
     *batch, rows, contracted = value(left).shape
     return Gemm(
@@ -74,8 +85,8 @@ def _describe(node: fx.Node, role: Role, layer: str, weight: str, frozen: bool, 
         K=_size(contracted),
         dtype=str(value(left).dtype).removeprefix("torch."),
         device=value(left).device.type,
-        left=strip_transpose(left)[0].name,
-        right=strip_transpose(right)[0].name,
+        left=joint.representative(strip_transpose(left)[0]).name,
+        right=joint.representative(strip_transpose(right)[0]).name,
         op=str(node.target).split(".")[1],
         gradient=gradient,
         batch=_size(batch[0]) if batch else Size(1),
@@ -91,10 +102,20 @@ def _describe_forward(joint: JointGraph, node: fx.Node) -> Gemm:
         parameters = parameters or joint.parameters_of.get(operand, frozenset())
     facts = [joint.facts(parameter) for parameter in sorted(parameters, key=lambda p: p.name)]
     role = Role.FORWARD if facts else Role.ACTIVATION
+    if all(operand in joint.parameters_of for operand in operands(node)):
+        role = Role.PARAMETERS
     weight = ", ".join(fact.name for fact in facts)
     frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
-    layer = module_of(node) or weight.removesuffix(".weight") or node.name
-    return _describe(node, role, layer, weight, frozen)
+    layer = _layer_of(node, [fact.name for fact in facts])
+    return _describe(joint, node, role, layer, weight, frozen)
+
+
+def _layer_of(node: fx.Node, weights: list[str]) -> str:
+    """The module that computes a product, or a deeper one that owns its weight (``MultiheadAttention.out_proj``)."""
+    module = module_of(node)
+    owner = weights[0].rpartition(".")[0] if len(weights) == 1 else ""
+    deeper = owner if owner.startswith(f"{module}.") or not module else ""
+    return deeper or module or ", ".join(weights).removesuffix(".weight") or node.name
 
 
 def _separate_layers(forward: dict[fx.Node, Gemm]) -> None:
@@ -126,16 +147,18 @@ class _Partners:
         left, right = operands(node)
         in_tangents = [operand in self.joint.tangent_closure for operand in (left, right)]
         if all(in_tangents):
-            return _describe(node, Role.ACTIVATION, module_of(node) or node.name, "", False)
+            return _describe(self.joint, node, Role.ACTIVATION, module_of(node) or node.name, "", False)
         saved, gradient = (right, "left") if in_tangents[0] else (left, "right")
         for partner, is_left in self._matches(node, saved):
             gemm = self.forward[partner]
             differentiated = operands(partner)[1 if is_left else 0]
             other = operands(partner)[0 if is_left else 1]
+            if gemm.role is Role.PARAMETERS:
+                return _describe(self.joint, node, Role.PARAMETERS, gemm.layer, gemm.weight, gemm.frozen, gradient)
             if differentiated in self.joint.parameters_of:
-                return _describe(node, Role.GRAD_WEIGHT, gemm.layer, gemm.weight, gemm.frozen, gradient)
+                return _describe(self.joint, node, Role.GRAD_WEIGHT, gemm.layer, gemm.weight, gemm.frozen, gradient)
             role = Role.GRAD_INPUT if other in self.joint.parameters_of else Role.ACTIVATION
-            return _describe(node, role, gemm.layer, gemm.weight, gemm.frozen, gradient)
+            return _describe(self.joint, node, role, gemm.layer, gemm.weight, gemm.frozen, gradient)
         return self._without_partner(node, saved, gradient)
 
     def _matches(self, node: fx.Node, saved: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
@@ -156,4 +179,4 @@ class _Partners:
         layer = module_of(node) or weight.removesuffix(".weight") or node.name
         frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
         role = Role.GRAD_INPUT if facts else Role.ACTIVATION
-        return _describe(node, role, layer, weight, frozen, gradient)
+        return _describe(self.joint, node, role, layer, weight, frozen, gradient)

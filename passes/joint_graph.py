@@ -7,7 +7,7 @@ only.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -114,6 +114,65 @@ class JointGraph:
                 else:
                     constant.add(node)
         return sources
+
+    @functools.cached_property
+    def _representatives(self) -> dict[fx.Node, fx.Node]:
+        """View -> the first view that shows the same elements: every ``F.linear`` makes a view of its own."""
+        first: dict[tuple[Any, ...], fx.Node] = {}
+        found: dict[fx.Node, fx.Node] = {}
+        for node in self.graph.nodes:
+            if node.target in VIEWS:
+                origin = node.all_input_nodes[0]
+                origin = found.get(origin, origin)
+                found[node] = first.setdefault((node.target, origin, repr(node.args[1:]), repr(node.kwargs)), node)
+        return found
+
+    def representative(self, node: fx.Node) -> fx.Node:
+        """One node for all views that show the same elements in the same shape."""
+        return self._representatives.get(node, node)
+
+    @functools.cached_property
+    def forward_nodes(self) -> frozenset[fx.Node]:
+        """Everything that a result of the forward depends on."""
+        (outputs,) = self.graph.find_nodes(op="output")[0].args
+        results = outputs if isinstance(outputs, (list, tuple)) else (outputs,)
+        stack = [node for node in results if isinstance(node, fx.Node) and node not in self.tangent_closure]
+        found: set[fx.Node] = set()
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack += node.all_input_nodes
+        return frozenset(found)
+
+    def readers(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Everything that reads ``node``'s memory, through any chain of views of the forward."""
+        views = [strip_views(node)]
+        for view in views:
+            for user in view.users:
+                if user.target in VIEWS and user not in self.tangent_closure:
+                    views.append(user)
+                else:
+                    yield user
+
+    def held(self, node: fx.Node, ignoring: frozenset[str]) -> bool:
+        """``node`` lives until the backward whatever the products named in ``ignoring`` do.
+
+        Because it is data that the caller holds, or because the backward reads it for something else. A mask of bits
+        does not count: the backward keeps the mask then.
+        """
+        root = strip_views(node)
+        if root.op == "placeholder" and not self.facts(root).requires_grad:
+            return True
+        for reader in self.readers(node):
+            if reader in self.tangent_closure:
+                if reader.name not in ignoring:
+                    return True
+            elif reader not in self.forward_nodes:
+                result = reader.meta.get("val")
+                if isinstance(result, torch.Tensor) and result.dtype is not torch.bool:
+                    return True
+        return False
 
     @property
     def training(self) -> bool:

@@ -72,10 +72,10 @@ class Pipeline:
         """Split the joint graph and measure what is kept, with and without the rewrites."""
         if self._before is not None:
             forward, _ = inner(self._before, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
-            self.saved_exact = saved_tensors(forward, num_fwd_outputs)
+            self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        self.saved = saved_tensors(parts[0], num_fwd_outputs)
+        self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts

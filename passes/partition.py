@@ -18,14 +18,14 @@ import torch.fx as fx
 from hadamard_fx import compat
 
 from .editing import SAVE
-from .joint_graph import module_of, strip_views
+from .joint_graph import JointGraph, module_of, strip_views
 
 Partitioner = Callable[..., tuple[fx.GraphModule, fx.GraphModule]]
 
 
 @dataclass(frozen=True)
 class SavedTensor:
-    """One tensor that the forward keeps for the backward; graph inputs do not count, they live anyway."""
+    """One tensor that the forward keeps for the backward."""
 
     node: str
     bytes: int
@@ -49,14 +49,20 @@ def partition(
     return forward, backward
 
 
-def saved_tensors(forward: fx.GraphModule, num_fwd_outputs: int) -> tuple[SavedTensor, ...]:
-    """What a partitioned forward keeps, each tensor once."""
-    (outputs,) = _output(forward.graph).args
+def saved_tensors(joint: JointGraph, num_fwd_outputs: int) -> tuple[SavedTensor, ...]:
+    """What a partitioned forward keeps, each tensor once.
+
+    Args:
+        joint: the forward graph with the facts of its inputs. An input counts if it has a gradient of its own: an
+            activation of an earlier graph, which lives only because it is kept.
+    """
+    (outputs,) = _output(joint.graph).args
     seen: dict[str, SavedTensor] = {}
     for node in list(outputs)[num_fwd_outputs:]:  # type: ignore[arg-type]
         if isinstance(node, fx.Node) and isinstance(node.meta.get("val"), torch.Tensor):
             memory = strip_views(node)
-            if memory.op != "placeholder":
+            facts = joint.facts(memory) if memory.op == "placeholder" else None
+            if facts is None or (facts.requires_grad and not facts.parameter):
                 seen[memory.name] = SavedTensor(memory.name, _bytes(memory.meta["val"]), module_of(memory))
     return tuple(seen.values())
 

@@ -95,6 +95,8 @@ def why_not_quantised(gemm: Gemm) -> str:
     """What keeps a product from the integer kernels, ``""`` when nothing does."""
     if gemm.batch != Size(1):
         return "a batched product of a parameter is left alone"
+    if gemm.op == "bmm":
+        return "a batched product is left alone"
     if gemm.op != "mm":
         return "a product with a fused addition is left alone in the backward"
     if 0 in (gemm.M.hint, gemm.N.hint, gemm.K.hint):

@@ -197,6 +197,16 @@ def test_an_override_that_matches_nothing_is_said() -> None:
         hadamard_fx.explain(network(), options=options)(torch.randn(24, 32))
 
 
+def test_explain_can_be_called_any_number_of_times() -> None:
+    counts = [len(hadamard_fx.explain(network(), options=HOT)(torch.randn(64, 32)).reports) for _ in range(10)]
+    assert counts == [1] * 10
+
+
+def test_explain_raises_our_errors_as_they_are() -> None:
+    with pytest.raises(hadamard_fx.HadamardError, match="no setting 'nope'"):
+        hadamard_fx.explain(network(), options={"inductor": {"nope": 1}})(torch.randn(8, 32))
+
+
 def test_explain_neither_trains_nor_generates_code() -> None:
     module, x = network(), torch.randn(64, 32)
     explanation = hadamard_fx.explain(module, loss=lambda y: y.sum(), options=HOT)(x)

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from hadamard_fx import compat
 from hadamard_fx.backend import compile_graph
+from hadamard_fx.errors import HadamardError
 from hadamard_fx.policy import Policy
 
 from . import history
@@ -44,7 +46,8 @@ def explain(
 ) -> Callable[..., Explanation]:
     """Trace a model as ``torch.compile(model, backend="hadamard")`` would, and report every decision.
 
-    The forward runs once, by interpretation; no code is generated, no gradient is accumulated.
+    The forward runs once, by interpretation, and does what a forward does to buffers and random numbers. No code is
+    generated, no gradient is accumulated.
 
     Args:
         model: a module or function.
@@ -69,7 +72,13 @@ def explain(
 
     def run(*inputs: Any, **named: Any) -> Explanation:
         seen = len(history.reports())
-        torch.compile(step, backend=backend, **compile_arguments)(*inputs, **named)
+        try:
+            with compat.any_number_of_compilations():
+                torch.compile(step, backend=backend, **compile_arguments)(*inputs, **named)
+        except compat.BackendCompilerFailed as failure:
+            if isinstance(failure.inner_exception, HadamardError):
+                raise failure.inner_exception from None
+            raise
         found = history.reports()[seen:]
         error = policy.unmatched_error({d.gemm.layer for report in found for d in report.plan.decisions})
         if error is not None:

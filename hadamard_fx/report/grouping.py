@@ -10,7 +10,7 @@ from ..plan import Decision, Role
 
 __all__ = ["LayerGroup", "Row", "group_layers", "merge_names"]
 
-_ORDER = {Role.FORWARD: 0, Role.GRAD_INPUT: 1, Role.GRAD_WEIGHT: 2, Role.ACTIVATION: 3}
+_ORDER = {Role.FORWARD: 0, Role.GRAD_INPUT: 1, Role.GRAD_WEIGHT: 2, Role.ACTIVATION: 3, Role.PARAMETERS: 4}
 
 
 @dataclass(frozen=True)

@@ -33,14 +33,20 @@ def clear() -> None:
     _REPORTS.clear()
 
 
-def record(key: str, pipeline: Pipeline) -> Report | None:
-    """Append the report of a compilation: a new one where the passes ran, the stored one on a hit of torch's cache."""
+def record(key: str, pipeline: Pipeline, *, quiet: bool = False) -> Report | None:
+    """Append the report of a compilation: a new one where the passes ran, the stored one on a hit of torch's cache.
+
+    Args:
+        key: names the compilation in every process.
+        pipeline: after the compilation.
+        quiet: leave what the report warns of to the caller.
+    """
     name = f"graph {len(_REPORTS)}"
     if pipeline.plan is None:
         report = store.load(_folder(), key)
         if report is None:
             warnings.warn(
-                "hadamard: the graph came from torch's compile cache, but its report is no longer stored; "
+                "hadamard: the graph came from torch's compile cache, but no report is stored for it; "
                 "run once with TORCHINDUCTOR_FORCE_DISABLE_CACHES=1 to see it again",
                 stacklevel=2,
             )
@@ -49,7 +55,7 @@ def record(key: str, pipeline: Pipeline) -> Report | None:
     else:
         report = _report(name, pipeline)
         store.save(_folder(), key, report)
-    for message in report.warnings:
+    for message in () if quiet else report.warnings:
         warnings.warn(f"hadamard: {message}", stacklevel=2)
     _REPORTS.append(report)
     return report

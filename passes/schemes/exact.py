@@ -23,7 +23,8 @@ class ExactRule(SchemeRule):
     roles = frozenset(Role)
 
     def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
-        saved = gemm.K.hint * gemm.saved_extent * itemsize(gemm) // sharing if gemm.role is Role.GRAD_WEIGHT else 0
+        keeps = gemm.role is Role.GRAD_WEIGHT and not gemm.held
+        saved = gemm.K.hint * gemm.saved_extent * itemsize(gemm) // sharing if keeps else 0
         return Cost(seconds([exact_traffic(gemm)], profile), saved, 0.0)
 
     def rewrite(self, scheme: Any, node: fx.Node, editor: GraphEditor) -> fx.Node:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
@@ -20,6 +21,9 @@ from ..editing import GraphEditor
 from ..find_gemms import operands
 from ..joint_graph import CASTS, strip_transpose, value
 from ..rule import SchemeRule, itemsize, product_of_codes, register_rule, why_not_quantised
+
+MASTERS = {(torch.float32, torch.bfloat16), (torch.float32, torch.float16)}
+"""(dtype of the parameter, dtype that autocast multiplies in): the casts that may be left out."""
 
 
 @register_rule
@@ -78,6 +82,6 @@ def _uncast(weight: fx.Node, editor: GraphEditor) -> fx.Node:
     if base.target not in CASTS:
         return weight
     master, swapped_below = strip_transpose(base.all_input_nodes[0])
-    if master.op != "placeholder" or value(master).dtype.itemsize <= value(base).dtype.itemsize:
+    if master.op != "placeholder" or (value(master).dtype, value(base).dtype) not in MASTERS:
         return weight
     return editor.transposed(master, backward=True) if swapped != swapped_below else master

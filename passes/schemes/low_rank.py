@@ -35,6 +35,8 @@ class LowRankRule(SchemeRule):
         return scheme if scheme.group is not None else replace(scheme, group=profile.group)
 
     def illegal(self, scheme: LowRank, gemm: Gemm) -> str:
+        if gemm.K.hint < scheme.order and scheme.rank < scheme.order:
+            return f"{gemm.K.hint} tokens do not fill a block of {scheme.order}: a rank cut would shrink their sum"
         return super().illegal(scheme, gemm) or why_not_quantised(gemm)
 
     def price(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
@@ -46,7 +48,8 @@ class LowRankRule(SchemeRule):
             quantized_mm.traffic(gemm.M.hint, gemm.N.hint, kept, "int8", size),
         ]
         shared = seconds([compress_x], profile) / sharing
-        return Cost(seconds(launches, profile) + shared, int(compress_x.written) // sharing)
+        saved = 0 if gemm.held else int(compress_x.written) // sharing
+        return Cost(seconds(launches, profile) + shared, saved)
 
     def rewrite(self, scheme: LowRank, node: fx.Node, editor: GraphEditor) -> fx.Node:
         left, right = operands(node)
@@ -69,15 +72,16 @@ class LowRankRule(SchemeRule):
     def _activation(
         self, scheme: LowRank, tokens_first: fx.Node, node: fx.Node, editor: GraphEditor
     ) -> tuple[fx.Node, ...]:
-        base, _ = strip_transpose(tokens_first)
-        in_backward = editor.kept_anyway(base) or editor.enters_checkpoint(base)
+        base, swapped = strip_transpose(tokens_first)
+        base = editor.joint.representative(base)
+        in_backward = editor.compresses_in_backward(base)
 
         def build() -> tuple[fx.Node, ...]:
             with editor.graph.inserting_before(node) if in_backward else editor.behind(base):
-                source = tokens_first if tokens_first is base else editor.transposed(base, backward=in_backward)
+                source = editor.transposed(base, backward=in_backward) if swapped else base
                 return self._compress(scheme, source, None, "nearest", node, editor, backward=in_backward)
 
-        key = (base, tokens_first is base, scheme.order, scheme.rank, scheme.bits, scheme.scale, scheme.group)
+        key = (base, swapped, scheme.order, scheme.rank, scheme.bits, scheme.scale, scheme.group)
         results: tuple[fx.Node, ...] = editor.once(key, build)
         return results
 

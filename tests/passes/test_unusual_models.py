@@ -1,0 +1,142 @@
+"""Models that a hostile reader would try. Each once had a wrong role, a lost gradient, or memory kept twice."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import gradients, ratio, traced
+from torch import nn
+
+from hadamard_fx.plan import Role
+from hadamard_fx.scheme import Exact, LowRank
+
+HOT = {"profile": "hot", "grad_input": {"bits": 8, "rounding": "nearest"}}
+
+
+class Merged(nn.Module):
+    """An adapter that is merged into its weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(64, 64)
+        self.w, self.b, self.a = (nn.Parameter(torch.randn(shape) * 0.1) for shape in ((64, 64), (64, 16), (16, 64)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(torch.tanh(self.before(x)), self.w + self.b @ self.a)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def compressions(graph: torch.fx.GraphModule) -> int:
+    return sum("compress_tokens" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_products_of_parameters_are_left_exact() -> None:
+    module, x = Merged(), torch.randn(512, 64)
+    exact = gradients(module, module, x)
+    compiled, trace = traced(module, {**HOT, "grad_weight": {"rank": 16, "rounding": "nearest"}})
+    found = gradients(compiled, module, x)
+    assert max(ratio(found[name], exact[name]) for name in ("a", "b", "w")) < 0.03
+    alone = trace.of(Role.PARAMETERS)
+    assert len(alone) == 3 and all(isinstance(d.scheme, Exact) and "no tokens" in d.reason for d in alone)
+
+
+def test_a_product_of_square_weights_compiles() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Linear(32, 32)
+            self.u, self.v = nn.Parameter(torch.randn(32, 32)), nn.Parameter(torch.randn(32, 32))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.before(x) @ (self.u @ self.v)
+
+    module = Product()
+    compiled, trace = traced(module, HOT)
+    gradients(compiled, module, torch.randn(40, 32))
+    assert trace.of(Role.PARAMETERS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_wider_master_weight(dtype: torch.dtype) -> None:
+    class Master(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Linear(32, 32)
+            self.w = nn.Parameter(torch.randn(24, 32, dtype=dtype))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.linear(self.before(x).bfloat16(), self.w.bfloat16())
+
+    module, x = Master(), torch.randn(40, 32)
+    exact = gradients(module, module, x)
+    compiled, _ = traced(module, {**HOT, "grad_weight": {"rank": 16, "rounding": "nearest"}})
+    found = gradients(compiled, module, x)
+    assert max(ratio(found[name], exact[name]) for name in exact) < 0.03
+
+
+def test_separate_layers_share_one_compressed_activation_of_three_axes() -> None:
+    class Split(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before = nn.Linear(64, 64)
+            self.q, self.k, self.v = (nn.Linear(64, 64, bias=False) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = self.before(x)
+            return self.q(h).sin() + self.k(h).sin() + self.v(h).sin()
+
+    module = Split()
+    compiled, trace = traced(module, HOT)
+    gradients(compiled, module, torch.randn(2, 40, 64))
+    assert compressions(trace.forward[0]) == 1
+    shared = [d for d in trace.of(Role.GRAD_WEIGHT) if d.gemm.layer in "qkv"]
+    assert len({d.gemm.saved for d in shared}) == 1
+
+
+@pytest.mark.parametrize("function", [torch.tanh, torch.sigmoid, torch.relu, F.gelu], ids=lambda f: f.__name__)
+def test_a_compressed_activation_is_never_kept_beside_its_source(function) -> None:  # type: ignore[no-untyped-def]
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 256), nn.Linear(256, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(function(self.a(x)))
+
+    module = Two()
+    compiled, trace = traced(module, HOT)
+    gradients(compiled, module, torch.randn(128, 64))
+    pipeline = trace.pipelines[0]
+    assert sum(s.bytes for s in pipeline.saved) <= sum(s.bytes for s in pipeline.saved_exact)
+    predicted = sum(d.cost.saved_bytes for d in trace.of(Role.GRAD_WEIGHT))
+    kept = sum(s.bytes for s in pipeline.saved if s.node.startswith("getitem"))
+    assert predicted == pytest.approx(kept, rel=0.01)
+
+
+def test_fewer_tokens_than_a_block_are_left_exact() -> None:
+    module = nn.Linear(32, 32)
+    compiled, trace = traced(module, HOT)
+    gradients(compiled, module, torch.randn(5, 32))
+    (decision,) = trace.of(Role.GRAD_WEIGHT)
+    assert isinstance(decision.scheme, Exact) and "do not fill a block" in decision.reason
+    assert any(isinstance(c.scheme, LowRank) for c in decision.rejected)
+
+
+def test_the_projection_inside_multihead_attention_has_its_own_name() -> None:
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mixer = nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.mixer(x, x, x, need_weights=False)[0]
+
+    module = Wrapped()
+    compiled, trace = traced(module, HOT)
+    gradients(compiled, module, torch.randn(2, 20, 32, requires_grad=True))
+    assert "mixer.out_proj" in {d.gemm.layer for d in trace.decisions}
