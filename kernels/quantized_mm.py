@@ -80,8 +80,8 @@ def cpu(
 ) -> torch.Tensor:
     """The operator in functional PyTorch. ``a`` and ``b`` may have any strides.
 
-    Traceable with symbolic sizes where ``group_k`` is 0: the product is one ``_int_mm`` and the rescale is pointwise,
-    so that Inductor fuses it with what follows. A symbolic K must stay within ``EXACT_COLUMNS``; a plain K need not.
+    The second form, which the tests hold against the native one. Traceable with symbolic sizes where ``group_k`` is 0;
+    a symbolic K must stay within ``EXACT_COLUMNS``, a plain K need not.
 
     Returns:
         [M, N] of ``dtype``.
