@@ -9,10 +9,10 @@ All three are ``nearest(v + d)``, nearest being half to even:
 - ``pseudo_stochastic`` (NITI, arXiv 2009.13108): u is a hash of the bits of the value before scaling: no generator.
 
 The hash of a 32-bit integer i is ``h = i·A + word(seed); h ^= h >> 16; h *= B; u = (h >> 9)·2^-23``, modulo 2^32: a
-Weyl sequence, one fold, one multiplication whose upper 23 bits, the well-mixed ones, are the mantissa of u. It is this
-short because a GPU kernel that spends ten integer operations on an element is limited by them, not by bytes. Its price:
-all seeds walk the one sequence of 2^32 counters from different starts, so two large tensors of a step (2^27 elements) may
-meet the same draws at shifted indices, with a probability of a few percent.
+Weyl sequence, one fold, one multiplication whose upper 23 bits, the well-mixed ones, are the mantissa of u. It is
+this short because a GPU kernel that spends ten integer operations on an element is limited by them, not by bytes. Its
+price: all seeds walk the one sequence of 2^32 counters from different starts, so two large tensors of a step (2^27
+elements) may meet the same draws at shifted indices, with a probability of a few percent.
 
 The pseudo-stochastic draw follows the last bit of its value: it repeats on one device, while two devices that add the
 terms of a transform in another order draw differently, from the same distribution.
