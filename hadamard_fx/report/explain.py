@@ -68,7 +68,7 @@ def explain(
         return result if loss is None else loss(result)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_graph(gm, example_inputs, policy, inner_compile=_interpret)
+        return compile_graph(gm, example_inputs, policy, inner_compile=interpret)
 
     def run(*inputs: Any, **named: Any) -> Explanation:
         seen = len(history.reports())
@@ -88,7 +88,7 @@ def explain(
     return run
 
 
-def _interpret(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
+def interpret(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
     """A stand-in for Inductor's code generation: run the graph node by node."""
 
     def boxed(arguments: list[Any]) -> Any:

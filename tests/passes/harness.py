@@ -16,6 +16,7 @@ from hadamard_fx.passes.joint_graph import describe_inputs
 from hadamard_fx.passes.manager import Pipeline
 from hadamard_fx.plan import Decision, Role
 from hadamard_fx.policy import Policy
+from hadamard_fx.report.explain import interpret
 
 FINE = {
     "profile": "hot",
@@ -76,15 +77,6 @@ def traced(
     """``function`` compiled with the passes, interpreted without Inductor's code generation, and its trace."""
     trace = Trace()
     library.load()
-
-    def interpret(gm: fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
-        def boxed(arguments: list[Any]) -> Any:
-            inputs = list(arguments)
-            arguments.clear()
-            return gm(*inputs)
-
-        boxed._boxed_call = True  # type: ignore[attr-defined]
-        return boxed
 
     def backend(gm: fx.GraphModule, example_inputs: Any) -> Any:
         policy = Policy.resolve(options if options is not None else FINE, environ={}, directory="/")
