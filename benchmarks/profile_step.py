@@ -12,9 +12,8 @@ from collections import defaultdict
 
 import torch
 from _common import arguments, forget, record, warm_up
-from _models import MODELS
 from torch.profiler import ProfilerActivity, profile
-from training_step import stepper
+from training_step import WORKLOAD, stepper
 
 KINDS = (
     ("quantised product", r"tiles_kernel|stream_kernel"),
@@ -39,9 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(
         __doc__,
         argv,
-        ("--model", {"choices": sorted(MODELS), "default": "vit_b16"}),
-        ("--batch", {"type": int, "default": 0}),
-        ("--precision", {"choices": ("bf16", "autocast", "fp32"), "default": "bf16"}),
+        *WORKLOAD,
         ("--contenders", {"default": "inductor,hot"}),
         ("--steps", {"type": int, "default": 3}),
         ("--names", {"type": int, "default": 0, "help": "also print the slowest kernels by name"}),

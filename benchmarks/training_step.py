@@ -26,6 +26,13 @@ from examples.saved_tensors import saved_bytes
 
 GIB = 2**30
 
+WORKLOAD = (
+    ("--model", {"choices": sorted(MODELS), "default": "vit_b16"}),
+    ("--batch", {"type": int, "default": 0}),
+    ("--precision", {"choices": ("bf16", "autocast", "fp32"), "default": "bf16", "help": "bf16: parameters too"}),
+)
+"""Options that ``stepper`` reads."""
+
 
 @dataclass
 class Seen:
@@ -94,9 +101,7 @@ def main(argv: list[str] | None = None) -> int:
     options = arguments(
         __doc__,
         argv,
-        ("--model", {"choices": sorted(MODELS), "default": "vit_b16"}),
-        ("--batch", {"type": int, "default": 0}),
-        ("--precision", {"choices": ("bf16", "autocast", "fp32"), "default": "bf16", "help": "bf16: parameters too"}),
+        *WORKLOAD,
         ("--contenders", {"default": "inductor,hot,auto"}),
         ("--fp32-eager", {"action": "store_true"}),
         ("--rounds", {"type": int, "default": 12}),

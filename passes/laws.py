@@ -68,6 +68,9 @@ def _low_rank_only_along_tokens(joint: JointGraph, plan: Plan | None) -> Iterato
     for decision in plan.decisions if plan else ():
         if isinstance(decision.scheme, LowRank) and decision.gemm.role is not Role.GRAD_WEIGHT:
             yield Offence(None, f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}")
+    for node in _calls(joint, "compress_tokens"):  # the graph, whatever role the analysis gave the product
+        if node.args[0] in joint.parameters_of:
+            yield Offence(node, "it compresses a parameter, whose axes hold no tokens")
 
 
 def _scales_off_the_contracted_axis(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:

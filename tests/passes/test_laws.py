@@ -41,6 +41,13 @@ def low_rank_on_grad_input(graph: fx.Graph, plan: Plan) -> Plan:
     return replace(plan, decisions=tuple(swapped))
 
 
+def compressed_parameter(graph: fx.Graph, plan: Plan) -> Plan:
+    compressed = first(graph, load()["compress_tokens"].op)
+    weight = next(node for node in graph.nodes if node.op == "placeholder")
+    compressed.args = (weight, *compressed.args[1:])
+    return plan
+
+
 def scales_swapped(graph: fx.Graph, plan: Plan) -> Plan:
     product = first(graph, load()["quantized_mm"].op)
     a, b, scale_a, scale_b, *rest = product.args
@@ -82,6 +89,7 @@ SPOILS: dict[Spoil, str] = {
     second_decision: "every product has exactly one decision",
     no_decision: "every product has exactly one decision",
     low_rank_on_grad_input: "low rank is taken along the tokens only",
+    compressed_parameter: "low rank is taken along the tokens only",
     scales_swapped: "scales vary only along axes that are not contracted",
     other_order: "both operands carry the same transform along the contracted axis",
     wrong_value: "every node carries meta['val'], and it matches the op's fake result",

@@ -127,6 +127,25 @@ def test_fewer_tokens_than_a_block_are_left_exact() -> None:
     assert any(isinstance(c.scheme, LowRank) for c in decision.rejected)
 
 
+def test_a_rank_cut_halves_the_gradient_of_independent_tokens() -> None:
+    """What the README says of it; tokens that are alike lose nothing."""
+    module = nn.Linear(64, 64)
+    noise, one = 10 * torch.randn(2048, 64), torch.randn(1, 64).expand(2048, 64).contiguous()
+
+    def run(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return module(x) + target
+
+    compiled, _ = traced(run, HOT)
+    measured = []
+    for inputs in ((torch.randn(2048, 64), noise), (one, one)):
+        exact = gradients(run, module, *inputs)["weight"].flatten()
+        found = gradients(compiled, module, *inputs)["weight"].flatten()
+        measured.append((float(found @ exact / exact.square().sum()), float(torch.cosine_similarity(found, exact, 0))))
+    (slope, cosine), (slope_alike, cosine_alike) = measured
+    assert slope == pytest.approx(0.5, abs=0.06) and cosine == pytest.approx(0.7, abs=0.06)
+    assert slope_alike == pytest.approx(1.0, abs=0.02) and cosine_alike > 0.999
+
+
 def test_the_projection_inside_multihead_attention_has_its_own_name() -> None:
     class Wrapped(nn.Module):
         def __init__(self) -> None:
