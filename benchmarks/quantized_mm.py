@@ -71,8 +71,8 @@ def exact(a: torch.Tensor, b: torch.Tensor, sa: torch.Tensor, sb: torch.Tensor, 
 
 
 @functools.cache
-def prepared(tile: tuple[tuple[str, Any], ...], posed: configs.Problem) -> launcher.Launch:
-    return launcher.Launch(dict(tile), posed)
+def prepared(tile: tuple[tuple[str, Any], ...], posed: configs.Problem) -> launcher.Product:
+    return launcher.Product(dict(tile), posed)
 
 
 def launch(tile: Config, a: Any, b: Any, sa: Any, sb: Any, group: int, out: torch.Tensor) -> torch.Tensor:

@@ -99,6 +99,17 @@ def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
     return FakeTensorMode()
 
 
+def is_fake(value: Any) -> bool:
+    """Whether a tensor has sizes but no memory."""
+    return isinstance(value, FakeTensor)
+
+
+def raw_stream(device: int) -> int:
+    """The address of the current stream of a CUDA device."""
+    stream: int = torch._C._cuda_getCurrentRawStream(device)
+    return stream
+
+
 @contextmanager
 def any_number_of_compilations() -> Iterator[None]:
     """Lift dynamo's limit of compilations per function, behind which it runs a function without its backend."""

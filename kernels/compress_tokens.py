@@ -16,36 +16,45 @@ from torch import Tensor
 
 from .library import Kernel, register, triton_bodies
 from .rounding import dither, reference_uniform, round_to_integer
-from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales
+from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales, summed_tokens
 from .traffic import ALIGNMENT, SCALE_BYTES, Expression, Traffic, ceil_div, padded
 from .walsh import token_transform, walsh_reference
 
 __all__ = ["KERNEL", "compress", "cpu", "cuda", "fake", "native", "reference", "traffic"]
 
 SCHEMA = (
-    "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group)"
-    " -> (Tensor q, Tensor scales)"
+    "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group, bool sums=False)"
+    " -> (Tensor q, Tensor scales, Tensor sums)"
 )
 
 
 def reference(
-    x: Tensor, seed: int | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    seed: int | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The formula in float64, element by element where it rounds.
 
     Args:
         x: [L, C].
         seed: of the stochastic rounding; ``rounding`` is ``"nearest"`` or ``"stochastic"`` here.
         order, rank, bits, scale, rounding, group: as in ``hadamard_fx.scheme.LowRank``.
+        sums: also add up the tokens, ``summed_tokens(order, rank)`` at a time: a bias gradient but for its last sum.
 
     Returns:
-        q [C, Lp] as float64 integers, and the scale [G, C] or [G, 1] in float64.
+        q [C, Lp] as float64 integers, the scale [G, C] or [G, 1] in float64, and the sums [S, C], [0, C] if not wanted.
     """
     tokens, channels = x.shape
     blocks, kept = -(-tokens // order), padded_kept(tokens, order, rank)
     groups, per_group = (-(-tokens // group), group // order) if group else (1, blocks)
     extended = torch.nn.functional.pad(x.double(), (0, 0, 0, groups * per_group * order - tokens))
-    v = walsh_reference(order)[:rank] @ extended.view(-1, order, channels)
+    v = walsh_reference(order)[:rank].to(x.device) @ extended.view(-1, order, channels)
     v = v.view(groups, per_group * rank, channels)
     amax = v.abs().amax((1,) if scale == "channel" else (1, 2), keepdim=True)
     amax = torch.where(amax < 1e-30, 1e-30, amax)
@@ -57,7 +66,18 @@ def reference(
         assert seed is not None and rounding == "stochastic"
         u = [reference_uniform(i, seed) for i in range(channels * kept)]
         q = (t + torch.tensor(u, dtype=torch.float64).view(channels, kept)).floor()
-    return q.clamp(-qmax(bits), qmax(bits)), (amax * scale_factor(bits, order)).view(groups, -1)
+    scales = (amax * scale_factor(bits, order)).view(groups, -1)
+    return q.clamp(-qmax(bits), qmax(bits)), scales, _sums(x.double(), order, rank, sums)
+
+
+def _sums(x: Tensor, order: int, rank: int, wanted: bool) -> Tensor:
+    """Partial sums of the tokens [S, C]; S is 0 where they are not wanted."""
+    if not wanted:
+        return x.new_empty((0, x.shape[1]))
+    span = summed_tokens(order, rank)
+    parts = -(-x.shape[0] // span)
+    extended = torch.nn.functional.pad(x, (0, 0, 0, parts * span - x.shape[0]))
+    return extended.reshape(parts, span, -1).sum(1)
 
 
 def compress(
@@ -92,42 +112,83 @@ def compress(
 
 
 def cpu(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator in functional PyTorch; same arguments and results as ``torch.ops.hadamard.compress_tokens``."""
     if x.shape[0] == 0 or x.shape[1] == 0:
-        q, empty = fake(x, seed, order, rank, bits, scale, rounding, group)
-        return q.zero_(), empty.zero_()
-    return compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8")
+        q, empty, added = fake(x, seed, order, rank, bits, scale, rounding, group, sums)
+        return q.zero_(), empty.zero_(), added.zero_()
+    q, scales = compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8")
+    return q, scales, _sums(x.float(), order, rank, sums)
 
 
 def cuda(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CUDA tensors (``triton_tokens.py``)."""
-    results: tuple[Tensor, Tensor] = triton_bodies("tokens").compress_tokens(
-        x, seed, order, rank, bits, scale, rounding, group
+    results: tuple[Tensor, Tensor, Tensor] = triton_bodies("tokens").compress_tokens(
+        x, seed, order, rank, bits, scale, rounding, group, sums
     )
     return results
 
 
 def native(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
-) -> tuple[Tensor, Tensor]:
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CPU tensors (``cpp_transform.py``)."""
     from . import cpp_transform
 
-    return cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group)
+    return cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group, sums)
 
 
 def fake(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
-) -> tuple[Tensor, Tensor]:
-    """Shapes: q int8 [C, Lp], scale float32 [G, C] (``"channel"``) or [G, 1] (``"tensor"``)."""
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Shapes: q int8 [C, Lp], scale float32 [G, C] (``"channel"``) or [G, 1] (``"tensor"``), sums float32 [S, C].
+
+    Raises:
+        ValueError: sums are wanted of tokens in groups.
+    """
+    if sums and group:
+        raise ValueError("sums of the tokens are made where all tokens share a scale: group must be 0")
     tokens, channels = x.shape
     groups = -(-tokens // group) if group else 1
     q = x.new_empty((channels, padded_kept(tokens, order, rank)), dtype=torch.int8)
-    return q, x.new_empty((groups, channels if scale == "channel" else 1), dtype=torch.float32)
+    scales = x.new_empty((groups, channels if scale == "channel" else 1), dtype=torch.float32)
+    parts = -(-tokens // summed_tokens(order, rank)) if sums else 0
+    return q, scales, x.new_empty((parts, channels), dtype=torch.float32)
 
 
 def traffic(tokens: Expression, channels: Expression, order: int, rank: int, itemsize: int, group: int = 0) -> Traffic:

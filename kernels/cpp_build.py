@@ -12,7 +12,7 @@ from typing import Any
 from hadamard_fx import compat
 from hadamard_fx.errors import KernelError
 
-from . import rounding
+from . import rounding, scaling
 from .cpp_channels import CHANNELS
 from .cpp_common import COMMON
 from .cpp_entry import ENTRY
@@ -37,7 +37,7 @@ _TRANSFORM: list[Any] = [
     _LONG,
     _LONG,
 ]
-_TRANSFORM += [_POINTER, _LONG, _POINTER, _POINTER, _INT]
+_TRANSFORM += [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _POINTER, _INT]
 _RESCALE: list[Any] = [_POINTER, _LONG, _LONG, _LONG, _POINTER, _LONG, _POINTER, _POINTER, _INT, _INT, _INT]
 
 
@@ -46,7 +46,7 @@ def source() -> str:
     text = COMMON + ROWS + CHANNELS + ENTRY
     for name in ("WEYL", "MULTIPLIER", "SEED_MULTIPLIER"):
         text = text.replace(f"@{name}@", str(getattr(rounding, name)))
-    return text
+    return text.replace("@HEADROOM@", repr(scaling.HEADROOM))
 
 
 @functools.cache

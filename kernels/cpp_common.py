@@ -68,8 +68,9 @@ struct Problem {
     const int32_t* signs;  // 0 or the sign bit, in the order that the loops read
     uint8_t* q;
     float* scales;         // [groups, rows] or [groups, 1]
+    float* sums;           // [parts of `summed` columns of x, rows], starts as zeros; null where not wanted
     const uint8_t* table;  // what holds an integer (index: its byte; 128: NaN), null where it holds itself
-    i64 rows, k, stride, width, group, order, rank;
+    i64 rows, k, stride, width, group, order, rank, summed;
     float qmax, scale_factor;
     u32 seed;
     int type, per_row, rounding, threads;
@@ -86,7 +87,9 @@ struct Problem {
 enum Rounding { NEAREST, STOCHASTIC, PSEUDO };
 constexpr u32 WEYL = @WEYL@u, MULTIPLIER = @MULTIPLIER@u, SEED_MULTIPLIER = @SEED_MULTIPLIER@u;
 
-inline float factor_of(float amax, float qmax) { return qmax / (amax < 1e-30f ? 1e-30f : amax); }
+inline float factor_of(float amax, float qmax) {
+    return float(double(qmax) * @HEADROOM@) / (amax < 1e-30f ? 1e-30f : amax);
+}
 inline float scale_of(float amax, float factor) { return (amax < 1e-30f ? 1e-30f : amax) * factor; }
 
 // The integers are the low bytes: adding 1.5 * 2^23 rounds to nearest, half to even.

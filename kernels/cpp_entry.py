@@ -38,9 +38,9 @@ void rescale_float(
 extern "C" int hadamard_transform(
     const void* x, int type, i64 rows, i64 k, i64 stride, int along_k, i64 order, i64 rank, int qmax,
     float scale_factor, int per_row, int rounding, i64 seed, i64 group, uint8_t* q, i64 width, float* scales,
-    const uint8_t* table, int threads) {
-    Problem p{x, nullptr, q, scales, table, rows, k, stride, width, group, order, rank, float(qmax), scale_factor,
-              u32(seed ^ (seed >> 32)) * SEED_MULTIPLIER, type, per_row, rounding, threads};
+    float* sums, i64 summed, const uint8_t* table, int threads) {
+    Problem p{x, nullptr, q, scales, sums, table, rows, k, stride, width, group, order, rank, summed,
+              float(qmax), scale_factor, u32(seed ^ (seed >> 32)) * SEED_MULTIPLIER, type, per_row, rounding, threads};
     if (rounding != STOCHASTIC) p.seed = 0;
     int32_t* signs = (int32_t*)std::malloc(sizeof(int32_t) * order * (rank + LANES));
     int32_t* amaxes = (int32_t*)std::calloc(p.groups(), sizeof(int32_t));

@@ -118,6 +118,9 @@ int by_rows(const Problem& p, int32_t* amaxes) {
                         amaxes[g] = largest > amaxes[g] ? largest : amaxes[g];
                         continue;
                     }
+                    if (p.sums)  // the lowest sequency of a block is its sum
+                        for (i64 b = 0; b < blocks; b++)
+                            p.sums[b * p.order / p.summed * p.rows + row] += v[b * p.rank];
                     const float amax = bits_as<float>(largest);
                     uint8_t* q = p.q + row * p.width + done;
                     round_row(p, v, count, factor_of(amax, p.qmax), row * p.width + done, q);

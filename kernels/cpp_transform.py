@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import cpp_build
 from .library import failure
-from .scaling import carrier_dtype, padded_kept, qmax, scale_factor
+from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
 
 __all__ = ["compress_tokens", "quantize_rows", "quantize_weight", "rescale"]
 
@@ -24,19 +24,20 @@ def quantize_rows(
     x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
 ) -> tuple[Tensor, Tensor]:
     """``torch.ops.hadamard.quantize_rows`` on CPU tensors: x [R, K] to q [R, Kp], scales [1, R] or [1, 1]."""
-    return _transform("quantize_rows", x, seed, order, order, bits, scale == "token", rounding, 0, carrier)
+    return _transform("quantize_rows", x, seed, order, order, bits, scale == "token", rounding, 0, carrier)[:2]
 
 
 def quantize_weight(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
     """``torch.ops.hadamard.quantize_weight`` on CPU tensors: w [K, N] to q [N, Kp], scales [1, N] or [1, 1]."""
-    return _transform("quantize_weight", w.t(), None, order, order, bits, scale == "token", "nearest", 0, carrier)
+    return _transform("quantize_weight", w.t(), None, order, order, bits, scale == "token", "nearest", 0, carrier)[:2]
 
 
 def compress_tokens(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int
-) -> tuple[Tensor, Tensor]:
-    """``torch.ops.hadamard.compress_tokens`` on CPU tensors: x [L, C] to q [C, Lp], scales [G, C] or [G, 1]."""
-    return _transform("compress_tokens", x.t(), seed, order, rank, bits, scale == "channel", rounding, group, "int8")
+    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int, sums: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``torch.ops.hadamard.compress_tokens`` on CPU tensors: x [L, C] to q [C, Lp], scales [G, C] or [G, 1], sums."""
+    per_row = scale == "channel"
+    return _transform("compress_tokens", x.t(), seed, order, rank, bits, per_row, rounding, group, "int8", sums)
 
 
 def rescale(
@@ -86,14 +87,18 @@ def _transform(
     rounding: str,
     group: int,
     carrier: str,
-) -> tuple[Tensor, Tensor]:
-    """All three, for x [rows, k] whose k is transformed: q [rows, width], scales [groups, rows] or [groups, 1]."""
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All three, for x [rows, k] whose k is transformed: q [rows, width], scales [groups, rows] or [groups, 1], and
+    sums [parts, rows] of x along k."""
     rows, k = x.shape
     groups = -(-k // group) if group else 1
     q = torch.empty(rows, padded_kept(k, order, rank), dtype=carrier_dtype(carrier))
     scales = torch.empty(groups, rows if per_row else 1)
+    summed = summed_tokens(order, rank)
+    added = torch.zeros(-(-k // summed) if sums else 0, rows)
     if rows == 0 or k == 0:
-        return q.zero_(), scales.zero_()
+        return q.zero_(), scales.zero_(), added
     if rounding == "stochastic" and seed is None:
         raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
     if x.stride(1) != 1 and x.stride(0) != 1:
@@ -118,13 +123,15 @@ def _transform(
         q.data_ptr(),
         q.shape[1],
         scales.data_ptr(),
+        added.data_ptr() if sums else None,
+        summed,
         table,
         _threads(rows * k),
     )
     if failed:
         cause = MemoryError("no memory for the intermediate results of a thread")
         raise failure(name, cause, rows=rows, k=k, order=order, rank=rank)
-    return q, scales
+    return q, scales, added
 
 
 def _threads(elements: int) -> int:

@@ -37,7 +37,7 @@ def reference(
     rows, columns = x.shape
     width = padded_columns(columns, order)
     extended = torch.nn.functional.pad(x.double(), (0, width - columns)).view(rows, -1, order)
-    v = (extended @ walsh_reference(order)).view(rows, width)
+    v = (extended @ walsh_reference(order).to(x.device)).view(rows, width)
     amax = v.abs().amax(1, keepdim=True) if scale == "token" else v.abs().amax().view(1, 1)
     amax = torch.where(amax < 1e-30, 1e-30, amax)
     t = v * (qmax(bits) / amax)

@@ -31,7 +31,7 @@ def reference(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tup
         q [N, Kp] as float64 integers, and the scale [1, N] or [1, 1] in float64.
     """
     extent = "channel" if scale == "token" else "tensor"
-    return compress_tokens.reference(w, None, order, order, bits, extent, "nearest", 0)
+    return compress_tokens.reference(w, None, order, order, bits, extent, "nearest", 0)[:2]
 
 
 def cpu(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
@@ -45,10 +45,10 @@ def cpu(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Ten
 def cuda(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:
     """The operator on CUDA tensors (``triton_tokens.py``)."""
     extent = "channel" if scale == "token" else "tensor"
-    results: tuple[Tensor, Tensor] = triton_bodies("tokens").compress_tokens(
-        w, None, order, order, bits, extent, "nearest", 0, carrier, kernel="quantize_weight"
+    q, scales, _ = triton_bodies("tokens").compress_tokens(
+        w, None, order, order, bits, extent, "nearest", 0, carrier=carrier, kernel="quantize_weight"
     )
-    return results
+    return q, scales
 
 
 def native(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hadamard_fx import compat
+
 from .quantized_mm import EXACT_COLUMNS
 
 __all__ = ["CONFIGS", "FLOAT8", "GROUPED", "PROMOTE", "Config", "Problem", "candidates", "config", "device", "problem"]
@@ -116,7 +118,9 @@ def problem(
     """The problem that the operands pose (K-major, contiguous scales)."""
     m, k = a.shape
     groups, columns = scale_a.shape
-    pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
+    pointers = 0
+    if not compat.is_fake(a):
+        pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
     return Problem(
         m, b.shape[0], k, a.dtype, dtype, group_k, groups, columns == 1, scale_b.shape[1] == 1,
         _stride(a), _stride(b), pointers % 16 == 0, a.device.index or 0,

@@ -2,6 +2,7 @@
 
 With v the unscaled transform (±1 entries) of order n and b bits: qmax = 2^(b-1) - 1, q = round(v·qmax/amax), and
 q·scale is the *orthonormal* transform for scale = amax/(qmax·√n): the transform's normalisation rides on the scale.
+The factor qmax/amax is taken a hair lower (HEADROOM), so that no rounding leaves ±qmax and a kernel need not clamp.
 A NaN or inf in the extent of a scale makes that scale NaN or inf, hence the result, never a plausible number.
 """
 
@@ -16,10 +17,24 @@ from hadamard_fx.errors import SchemeError
 
 from .traffic import ALIGNMENT
 
-__all__ = ["SMALLEST", "carrier_dtype", "padded_columns", "padded_kept", "qmax", "scale_factor", "scales"]
+__all__ = [
+    "HEADROOM",
+    "SMALLEST",
+    "carrier_dtype",
+    "padded_columns",
+    "padded_kept",
+    "qmax",
+    "scale_factor",
+    "scales",
+    "summed_tokens",
+]
 
 SMALLEST = 1e-30
 """Magnitudes below count as this: all zeros give q = 0 and no division by zero."""
+
+HEADROOM = 1 - 2.0**-22
+"""Times qmax/amax in float32 (two roundings of 2^-24 each), |v·factor| stays below qmax, and so do v·factor + d - 1/2
+for d < 1: at 8 bits this moves a value by at most 127·2^-22 of a step."""
 
 _CARRIERS = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
 
@@ -50,6 +65,12 @@ def padded_kept(tokens: int, order: int, rank: int) -> int:
     return -(-(-(-tokens // order) * rank) // ALIGNMENT) * ALIGNMENT
 
 
+def summed_tokens(order: int, rank: int) -> int:
+    """Tokens of one partial sum of ``compress_tokens``: what one program of its kernel reads at least."""
+    kept = 1 << (rank - 1).bit_length()
+    return max(256, 16 * order // kept)
+
+
 def scale_factor(bits: int, order: int) -> float:
     """scale / amax."""
     return 1.0 / (qmax(bits) * math.sqrt(order))
@@ -59,4 +80,4 @@ def scales(amax: Tensor, bits: int, order: int) -> tuple[Tensor, Tensor]:
     """(qmax/amax, dequantising scale) from the largest magnitudes, float32 in and out; NaN stays NaN."""
     amax = torch.where(amax < SMALLEST, SMALLEST, amax)
     # Not ``qmax / amax``, which torch computes as a rounded reciprocal times qmax.
-    return torch.full_like(amax, qmax(bits)) / amax, amax * scale_factor(bits, order)
+    return torch.full_like(amax, qmax(bits) * HEADROOM) / amax, amax * scale_factor(bits, order)

@@ -1,53 +1,63 @@
 """Launching a Triton kernel again: past Triton's binder, whose Python costs more than the launch.
 
-A training step launches each quantise kernel hundreds of times with the same few specialisations. The compiled kernel
-of a specialisation is remembered under all that Triton specialises on: the constants, the dtypes, whether a pointer
-is a multiple of 16 bytes, and whether a number is 1, a multiple of 16 or beyond 32 bits.
+A training step calls each operator hundreds of times with a few shapes. What a shape decides is decided once: all but
+the tensors of a launch are the attributes of a ``Launch``. On a call it takes their addresses and goes straight to the
+compiled kernel.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hadamard_fx import compat
+
+from . import ahead
+
 __all__ = ["Launch"]
 
 
 class Launch:
-    """Launches one ``triton.jit`` kernel whose parameters are tensors, then numbers, then constants."""
+    """One ``triton.jit`` kernel with everything but its tensors, which are its first parameters.
 
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.compiled: dict[Any, Any] = {}
+    Args:
+        kernel: the kernel. It must not specialise on the alignment of its last ``loose`` tensors.
+        programs: size of the grid, which has one axis.
+        values: numbers and constants, the parameters behind the tensors.
+        options: Triton's, ``num_warps`` for instance.
+        loose: how many tensors, the last ones, may start anywhere.
+    """
 
-    def __call__(
-        self,
-        programs: int,
-        tensors: tuple[Tensor, ...],
-        numbers: tuple[int | float, ...],
-        constants: tuple[Any, ...],
-        **options: int,
+    def __init__(
+        self, kernel: Any, programs: int, values: tuple[Any, ...], options: Mapping[str, int], loose: int = 0
     ) -> None:
-        """Launch on the current device and stream.
+        self.kernel = kernel
+        self.grid = (programs, 1, 1)
+        self.values = values
+        self.options = dict(options)
+        self.loose = loose
+        self.compiled: dict[int, Callable[..., None]] = {}
 
-        Args:
-            programs: size of the grid, which has one axis.
-            tensors, numbers, constants: the kernel's parameters, in this order.
-            options: Triton's, ``num_warps`` for instance.
-        """
-        key = (
-            constants,
-            tuple(options.items()),
-            tensors[0].device.index,
-            *((tensor.dtype, tensor.data_ptr() % 16 == 0) for tensor in tensors),
-            *((n == 1, n % 16 == 0, -(2**31) <= n < 2**31) for n in numbers if isinstance(n, int)),
-        )
-        compiled = self.compiled.get(key)
-        if compiled is not None:
-            compiled[(programs, 1, 1)](*tensors, *numbers, *constants)
+    def __call__(self, *tensors: Tensor) -> None:
+        """Launch on the current stream of the tensors' device. Their dtypes are the same in every call."""
+        if compat.is_fake(tensors[0]):
+            ahead.submit(self.kernel, (*tensors, *self.values), self.options, tensors[0].device)
             return
-        made = self.kernel[(programs, 1, 1)](*tensors, *numbers, *constants, **options)
-        if made is not None and torch.cuda.is_available():  # the interpreter compiles nothing
-            self.compiled[key] = made
+        addresses = [tensor.data_ptr() for tensor in tensors]
+        together = 0
+        for address in addresses[: len(addresses) - self.loose]:
+            together |= address
+        run = self.compiled.get(tensors[0].get_device())
+        if run is None or together % 16:
+            self._first(tensors, keep=together % 16 == 0)
+        else:
+            run(*addresses, *self.values)
+
+    def _first(self, tensors: tuple[Tensor, ...], keep: bool) -> None:
+        ahead.wait()
+        made = self.kernel[self.grid](*tensors, *self.values, **self.options)
+        if keep and made is not None and torch.cuda.is_available():  # the interpreter compiles nothing
+            self.compiled[tensors[0].get_device()] = made[self.grid]

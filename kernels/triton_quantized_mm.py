@@ -152,9 +152,8 @@ def tiles_kernel(
 
 @triton.jit
 def stream_kernel(
-    a_pointer, b_pointer, scale_a, scale_b, out,
+    a_pointer, b_pointer, scale_a, scale_b, out, partials, arrived, items, offsets,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
-    partials, arrived, items, offsets,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
 ):  # fmt: skip
@@ -162,8 +161,9 @@ def stream_kernel(
 
     ``offsets`` int32 [programs + 1]: the items of a program. ``items`` int32 [·, 6]: tile, first and last K-block, this
     piece's number among the pieces of the tile, their count, the slot of the first of them in ``partials``.
-    ``partials`` [slots, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32 [tiles], zeros: pieces
-    that are ready. No program waits for another: the last one to arrive at a tile adds its pieces up, in order.
+    ``partials`` [slots, BLOCK_M · BLOCK_N], int32 or float32, uninitialised; ``arrived`` int32 [tiles], zeros before
+    and after: pieces that are ready. No program waits for another: the last one to arrive at a tile adds its pieces up,
+    in order.
     """
     INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
     SIZE: tl.constexpr = BLOCK_M * BLOCK_N
@@ -194,6 +194,7 @@ def stream_kernel(
             complete = tl.atomic_add(arrived + tile, 1, sem="acq_rel") == pieces - 1
             if complete:
                 total = tl.load(slots, cache_modifier=".cg")  # written by other processors: not from L1
+                tl.store(arrived + tile, 0)
                 for other in range(1, pieces):
                     total += tl.load(slots + other * SIZE, cache_modifier=".cg")
         if complete:

@@ -9,7 +9,7 @@ two launches, the first with an atomic maximum on the bits of the magnitudes.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,7 +19,18 @@ from torch import Tensor
 from .library import failure
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor
 from .triton_launch import Launch
-from .triton_transform import exact_dot, floored, magnitude_bits, matrix_dtype, rounded, row_matrix, seed_word, weyl
+from .triton_transform import (
+    exact_dot,
+    floored,
+    larger_magnitude,
+    magnitude_bits,
+    matrix_dtype,
+    quantising_factor,
+    rounded,
+    row_matrix,
+    seed_word,
+    weyl,
+)
 
 __all__ = ["CODES", "quantize_rows"]
 
@@ -42,7 +53,7 @@ def _chunk(x, row, first, rows, columns, stride_row, matrix, PIECES: tl.constexp
     return tl.reshape(exact_dot(tile, matrix), (ROWS, PIECES * WIDTH))
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["seed"])
 def _rows_kernel(
     x,
     q,
@@ -74,18 +85,18 @@ def _rows_kernel(
     if PHASE == _QUANTISE:
         bits = tl.broadcast_to(tl.load(amax_bits), (ROWS,))
     elif HOLD:
-        largest = tl.zeros((ROWS, CHUNK), tl.int32)
+        largest = tl.zeros((ROWS, CHUNK), tl.float32)
         for chunk in tl.static_range(CHUNKS):
             v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
-            largest = tl.maximum(largest, magnitude_bits(v))
+            largest = larger_magnitude(largest, v)
             held = held + (v,)  # type: ignore[assignment]  # noqa: RUF005 (no starred tuples in Triton)
-        bits = tl.max(largest, 1)
+        bits = tl.max(magnitude_bits(largest), 1)
     else:
-        largest = tl.zeros((ROWS, CHUNK), tl.int32)
+        largest = tl.zeros((ROWS, CHUNK), tl.float32)
         for chunk in range(CHUNKS):
             v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
-            largest = tl.maximum(largest, magnitude_bits(v))
-        bits = tl.max(largest, 1)
+            largest = larger_magnitude(largest, v)
+        bits = tl.max(magnitude_bits(largest), 1)
 
     if PHASE == _AMAX:
         tl.atomic_max(amax_bits, tl.max(bits, 0), sem="relaxed")
@@ -95,23 +106,21 @@ def _rows_kernel(
             tl.store(scale + row, amax * scale_per_amax, mask=row < rows)
         elif tl.program_id(0) == 0:
             tl.store(scale, tl.max(amax, 0) * scale_per_amax)
-        factor = tl.div_rn(tl.full((ROWS,), QMAX, tl.float32), amax)[:, None]
+        factor = quantising_factor(amax, QMAX)[:, None]
         counter = weyl(row.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
         target = q + row[:, None].to(tl.int64) * padded
         if HOLD:
             for chunk in tl.static_range(CHUNKS):
                 column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
-                integers = rounded(held[chunk], factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
+                integers = rounded(held[chunk], factor, counter + weyl(column), ROUNDING, q.dtype.element_ty)
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
         else:
             for chunk in range(CHUNKS):
                 v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
                 column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
-                integers = rounded(v, factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
+                integers = rounded(v, factor, counter + weyl(column), ROUNDING, q.dtype.element_ty)
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
 
-
-_launch = Launch(_rows_kernel)
 
 LARGEST_TILE = 8192
 """Values that one program holds at once, in registers."""
@@ -152,26 +161,60 @@ def quantize_rows(
     Raises:
         KernelError: the kernel does not compile or launch.
     """
-    rows, columns = x.shape
-    padded = padded_columns(columns, order)
-    token = scale == "token"
-    q = torch.empty((rows, padded), dtype=carrier_dtype(carrier), device=x.device)
-    scales = torch.empty((1, rows if token else 1), dtype=torch.float32, device=x.device)
-    if rows == 0 or columns == 0:
-        return q.zero_(), scales.zero_()
     if x.stride(1) != 1:
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
-    tile = tile or _tile(padded, order, 1 if token else 2)
-    amax_bits = scales if token else torch.zeros((1,), dtype=torch.int32, device=x.device)
-    tensors = (x, q, scales, amax_bits, x if seed is None else seed)
-    numbers = (rows, columns, padded, x.stride(0), scale_factor(bits, order))
-    transform = (qmax(bits), order, order.bit_length() - 1, CODES[rounding], matrix_dtype(x.dtype))
-    sizes = (tile["CHUNKS"], tile["HOLD"], tile["ROWS"], tile["PIECES"], tile["WIDTH"])
+    if seed is None and rounding == "stochastic":
+        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+    settings = (order, bits, scale == "token", (rounding, seed is not None), carrier)
+    plan = _plan(*x.shape, x.stride(0), x.dtype, *settings, None if tile is None else tuple(tile.items()))
+    q = torch.empty(plan.q, dtype=plan.carrier, device=x.device)
+    scales = torch.empty(plan.scales, dtype=torch.float32, device=x.device)
+    if not plan.launches:
+        return q.zero_(), scales.zero_()
+    amax_bits = scales if len(plan.launches) == 1 else torch.zeros((1,), dtype=torch.int32, device=x.device)
     try:
-        for phase in (FUSED,) if token else (AMAX, QUANTISE):
-            programs = -(-rows // tile["ROWS"])
-            _launch(programs, tensors, numbers, (*transform, phase, *sizes), num_warps=tile["num_warps"])
+        for launch in plan.launches:
+            launch(x, q, scales, amax_bits, x if seed is None else seed)
     except Exception as error:
-        shape = {"R": rows, "K": columns, "order": order, "dtype": x.dtype, "tile": tile}
+        shape = {"R": x.shape[0], "K": x.shape[1], "order": order, "dtype": x.dtype, "tile": tile}
         raise failure("quantize_rows", error, **shape) from error
     return q, scales
+
+
+class _Plan(NamedTuple):
+    """What a shape decides: shapes of the results, and the launches."""
+
+    q: tuple[int, int]
+    carrier: torch.dtype
+    scales: tuple[int, int]
+    launches: tuple[Launch, ...]
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    rows: int,
+    columns: int,
+    stride_row: int,
+    dtype: torch.dtype,
+    order: int,
+    bits: int,
+    token: bool,
+    rounds: tuple[str, bool],
+    carrier: str,
+    chosen: tuple[tuple[str, Any], ...] | None,
+) -> _Plan:
+    """``rounds``: the rounding and whether there is a seed, whose dtype the kernel is compiled for."""
+    padded = padded_columns(columns, order)
+    shape = _Plan((rows, padded), carrier_dtype(carrier), (1, rows if token else 1), ())
+    if rows == 0 or columns == 0:
+        return shape
+    tile = dict(chosen) if chosen else _tile(padded, order, 1 if token else 2)
+    numbers = (rows, columns, padded, stride_row, scale_factor(bits, order))
+    transform = (qmax(bits), order, order.bit_length() - 1, CODES[rounds[0]], matrix_dtype(dtype))
+    sizes = (tile["CHUNKS"], tile["HOLD"], tile["ROWS"], tile["PIECES"], tile["WIDTH"])
+    programs, options = -(-rows // tile["ROWS"]), {"num_warps": tile["num_warps"]}
+    launches = tuple(
+        Launch(_rows_kernel, programs, (*numbers, *transform, phase, *sizes), options, loose=1)
+        for phase in ((FUSED,) if token else (AMAX, QUANTISE))
+    )
+    return shape._replace(launches=launches)

@@ -1,30 +1,44 @@
 """The Triton kernel behind compress_tokens and quantize_weight, and its launcher.
 
-A program owns CHANNELS channels of some blocks of tokens. Each tile [tokens, CHANNELS] is transposed into the left
-operand of a product with (I ⊗ Ĥ)ᵀ, which yields [CHANNELS, kept] as the result is stored: K-major. A scale per group of
-tokens is found by passing over the group twice, the second time out of the L2 cache. One scale for all tokens, or for
-all channels, takes two launches, the first with an atomic maximum on the bits of the magnitudes.
+A tile [tokens, CHANNELS] is transposed into the left operand of a product with (I ⊗ Ĥ)ᵀ, which yields [CHANNELS, kept]
+as the result is stored: K-major.
+
+A scale is known once all its tokens were seen, so they are read twice. A short group of tokens is passed over twice by
+one program. Otherwise one launch holds programs of two kinds, which take turns slab by slab, a slab being CHANNELS
+channels of a group: the first kind finds the largest magnitude, the second, ``lag`` slabs later, quantises what it
+then finds in the L2 cache. A program of the second kind waits for the last of the first kind of its slab; these have
+lower numbers, and programs are started in the order of their numbers, so that they never wait for one that waits.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import workspace
 from .library import failure
-from .scaling import carrier_dtype, padded_kept, qmax, scale_factor
+from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
 from .triton_launch import Launch
-from .triton_rows import AMAX, CODES, FUSED, QUANTISE
-from .triton_transform import exact_dot, floored, magnitude_bits, matrix_dtype, rounded, seed_word, token_matrix, weyl
+from .triton_rows import CODES
+from .triton_transform import (
+    exact_dot,
+    floored,
+    larger_magnitude,
+    magnitude_bits,
+    matrix_dtype,
+    quantising_factor,
+    rounded,
+    seed_word,
+    token_matrix,
+    weyl,
+)
 
 __all__ = ["compress_tokens"]
-
-_FUSED, _AMAX, _QUANTISE = tl.constexpr(FUSED), tl.constexpr(AMAX), tl.constexpr(QUANTISE)
 
 
 @triton.jit
@@ -56,11 +70,27 @@ def _columns(block, end, padded, BLOCKS: tl.constexpr, KEPT: tl.constexpr, RANK:
 
 
 @triton.jit
+def _slab(step, slabs, lag):
+    """(the slab of a step, whether the step quantises it): ``lag`` first steps, then both kinds in turn."""
+    turn = step - lag
+    left = step - slabs
+    quantises = (left >= slabs - lag) | ((turn >= 0) & (turn % 2 == 1))
+    slab = tl.where(
+        left >= slabs - lag, left, tl.where(turn < 0, step, tl.where(quantises, turn // 2, lag + turn // 2))
+    )
+    return slab, quantises
+
+
+@triton.jit(
+    do_not_specialize=["total", "per_group", "span", "parts", "slabs", "groups", "lag"],
+    do_not_specialize_on_alignment=["seed"],
+)
 def _tokens_kernel(
     x,
     q,
     scale,
-    amax_bits,
+    sums,
+    scratch,
     seed,
     tokens,
     channels,
@@ -69,7 +99,9 @@ def _tokens_kernel(
     per_group,
     span,
     parts,
+    slabs,
     groups,
+    lag,
     stride_token,
     scale_per_amax,
     QMAX: tl.constexpr,
@@ -80,56 +112,85 @@ def _tokens_kernel(
     ROUNDING: tl.constexpr,
     MATRIX: tl.constexpr,
     CHANNELWISE: tl.constexpr,
-    PHASE: tl.constexpr,
+    FUSED: tl.constexpr,
+    SUMS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """``total`` blocks in groups of ``per_group``; a program takes ``span`` blocks, one of ``parts`` of its group."""
+    """``total`` blocks in groups of ``per_group``; a program takes ``span`` blocks, one of ``parts`` of its group.
+
+    ``scratch`` is zeros before and after: how many programs of either kind are done, for every scale's extent (a slab,
+    or a group where all channels share a scale), then the bits of the largest magnitudes.
+    """
     matrix = token_matrix(BLOCKS, ORDER, LOG_ORDER, RANK, KEPT, MATRIX)
-    strips = tl.cdiv(channels, CHANNELS)  # neighbours in memory are neighbours in time
-    channel = (tl.program_id(0) % strips) * CHANNELS + tl.arange(0, CHANNELS)
-    group = tl.program_id(0) // strips // parts
-    part = tl.program_id(0) // strips % parts
+    part = tl.program_id(0) % parts
+    if FUSED:
+        slab, quantises = tl.program_id(0), True
+    else:
+        slab, quantises = _slab(tl.program_id(0) // parts, slabs, lag)
+    strips = slabs // groups  # neighbours in memory are neighbours in time
+    group = slab // strips
+    channel = slab % strips * CHANNELS + tl.arange(0, CHANNELS)
     limit = tl.where(group == groups - 1, total, (group + 1) * per_group)
     start = group * per_group + part * span
     end = tl.where(part == parts - 1, limit, tl.minimum(start + span, limit))
     extent = group * channels + channel if CHANNELWISE else group + channel * 0
+    sharing = parts if CHANNELWISE else parts * strips
+    done = scratch + 2 * (slab if CHANNELWISE else group)
+    magnitudes = scratch + 2 * (slabs if CHANNELWISE else groups) + extent
 
-    if PHASE == _QUANTISE:
-        bits = tl.load(amax_bits + extent, mask=channel < channels, other=0)
-    else:
-        largest = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.int32)
+    amax = tl.zeros((CHANNELS,), tl.float32)
+    if FUSED or not quantises:
+        largest = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.float32)
+        added = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.float32)
         for block in range(start, end, BLOCKS):
             v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER)
-            largest = tl.maximum(largest, magnitude_bits(v))
-        bits = tl.max(largest, 1)
-
-    if PHASE == _AMAX:
-        if CHANNELWISE:
-            tl.atomic_max(amax_bits + extent, bits, mask=channel < channels, sem="relaxed")
+            largest = larger_magnitude(largest, v)
+            if SUMS:
+                added += v
+        bits = tl.max(magnitude_bits(largest), 1)
+        if SUMS:  # the lowest sequency of a block is the sum of its tokens
+            first = tl.arange(0, BLOCKS * KEPT)[None, :] % KEPT == 0
+            tl.store(sums + part * channels + channel, tl.sum(tl.where(first, added, 0.0), 1), mask=channel < channels)
+        if FUSED:
+            amax = floored(bits)
         else:
-            tl.atomic_max(amax_bits + group, tl.max(bits, 0), sem="relaxed")
-    else:
-        amax = floored(bits)
+            if CHANNELWISE:
+                tl.atomic_max(magnitudes, bits, mask=channel < channels, sem="relaxed")
+            else:
+                tl.atomic_max(scratch + 2 * groups + group, tl.max(bits, 0), sem="relaxed")
+            tl.debug_barrier()  # every thread has written before one of them says so
+            tl.atomic_add(done, 1, sem="release")
+
+    if quantises:
+        if not FUSED:
+            while tl.atomic_add(done, 0, sem="acquire") < sharing:
+                pass
+            # Written by other processors: not from L1.
+            amax = floored(tl.load(magnitudes, mask=channel < channels, other=0, cache_modifier=".cg"))
         if part == 0:
             tl.store(scale + extent, amax * scale_per_amax, mask=channel < channels)
-        factor = tl.div_rn(tl.full((CHANNELS,), QMAX, tl.float32), amax)[:, None]
+        factor = quantising_factor(amax, QMAX)[:, None]
         counter = weyl(channel.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
         target = q + channel[:, None].to(tl.int64) * padded
         alive = (channel < channels)[:, None]
         for block in range(start, end, BLOCKS):
             v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER)
             column, inside = _columns(block, end, padded, BLOCKS, KEPT, RANK)
-            integers = rounded(v, factor, counter + weyl(column), QMAX, ROUNDING, q.dtype.element_ty)
+            integers = rounded(v, factor, counter + weyl(column), ROUNDING, q.dtype.element_ty)
             tl.store(target + column, integers, mask=alive & inside)
+        if not FUSED:
+            tl.debug_barrier()  # every thread has read the magnitudes
+            if tl.atomic_add(done + 1, 1, sem="acq_rel") == sharing - 1:
+                tl.store(done, 0)
+                tl.store(done + 1, 0)
+                tl.store(magnitudes, tl.zeros((CHANNELS,), tl.int32), mask=channel < channels)
 
 
-_launch = Launch(_tokens_kernel)
-
-SPAN_TOKENS = 1024
-"""Most tokens of one program where a group is split among several, and of one group whose scale takes one launch."""
-PROGRAMS = 1024
-"""Programs that fill the device: a group is split further while there are fewer."""
+GROUP_TOKENS = 1024
+"""Longest group of tokens that one program passes over twice."""
+AHEAD = 384
+"""Programs between the two reads of a slab: as many as run at a time, few enough for the L2 cache to hold the slab."""
 
 
 @functools.lru_cache(maxsize=4096)
@@ -155,47 +216,94 @@ def compress_tokens(
     scale: str,
     rounding: str,
     group: int,
+    sums: bool = False,
     carrier: str = "int8",
     tile: dict[str, Any] | None = None,
     kernel: str = "compress_tokens",
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CUDA tensors; ``tile`` overrides the tile sizes (benchmarks), ``kernel`` is the name in errors.
 
     Raises:
         KernelError: the kernel does not compile or launch.
     """
-    tokens, channels = x.shape
-    padded = padded_kept(tokens, order, rank)
-    groups = -(-tokens // group) if group else 1
-    channelwise = scale == "channel"
-    q = torch.empty((channels, padded), dtype=carrier_dtype(carrier), device=x.device)
-    scales = torch.empty((groups, channels if channelwise else 1), dtype=torch.float32, device=x.device)
-    if tokens == 0 or channels == 0:
-        return q.zero_(), scales.zero_()
     if x.stride(1) != 1:
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
+    if seed is None and rounding == "stochastic":
+        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+    rounds = (rounding, seed is not None)
+    settings = (order, rank, bits, scale == "channel", rounds, group, sums, carrier)
+    plan = _plan(*x.shape, x.stride(0), x.dtype, *settings, None if tile is None else tuple(tile.items()))
+    device = x.device
+    q = torch.empty(plan.q, dtype=plan.carrier, device=device)
+    scales = torch.empty(plan.scales, dtype=torch.float32, device=device)
+    added = torch.empty(plan.sums, dtype=torch.float32, device=device)
+    if plan.launch is None:
+        return q.zero_(), scales.zero_(), added.zero_()
+    scratch = workspace.zeros(plan.counters, x) if plan.counters else scales
+    try:
+        plan.launch(x, q, scales, added, scratch, x if seed is None else seed)
+    except Exception as error:
+        shape = {"L": x.shape[0], "C": x.shape[1], "order": order, "rank": rank, "dtype": x.dtype, "tile": tile}
+        raise failure(kernel, error, **shape) from error
+    return q, scales, added
+
+
+class _Plan(NamedTuple):
+    """What a shape decides: shapes of the results, int32 zeros that the launch needs, and the launch."""
+
+    q: tuple[int, int]
+    carrier: torch.dtype
+    scales: tuple[int, int]
+    sums: tuple[int, int]
+    counters: int
+    launch: Launch | None
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    tokens: int,
+    channels: int,
+    stride_token: int,
+    dtype: torch.dtype,
+    order: int,
+    rank: int,
+    bits: int,
+    channelwise: bool,
+    rounds: tuple[str, bool],
+    group: int,
+    sums: bool,
+    carrier: str,
+    chosen: tuple[tuple[str, Any], ...] | None,
+) -> _Plan:
+    """``rounds``: the rounding and whether there is a seed, whose dtype the kernel is compiled for."""
+    padded = padded_kept(tokens, order, rank)
+    groups = -(-tokens // group) if group else 1
+    span_tokens = summed_tokens(order, rank)
+    shape = _Plan(
+        (channels, padded),
+        carrier_dtype(carrier),
+        (groups, channels if channelwise else 1),
+        (-(-tokens // span_tokens) if sums else 0, channels),
+        0,
+        None,
+    )
+    if tokens == 0 or channels == 0:
+        return shape
     kept = triton.next_power_of_2(rank)
-    fused = channelwise and (group != 0 or tokens <= SPAN_TOKENS)
-    tile = tile or _tile(order, kept, x.element_size(), fused)
+    fused = channelwise and (group or tokens) <= (GROUP_TOKENS if group else span_tokens)
+    tile = dict(chosen) if chosen else _tile(order, kept, dtype.itemsize, fused)
     total = -(-padded // rank)  # blocks, the zero padding of q included
     per_group = group // order if group else total
     strips = -(-channels // tile["CHANNELS"])
-    span, parts = max(per_group, total - (groups - 1) * per_group), 1
-    if not fused:
-        wanted = max(tile["BLOCKS"], total * strips // PROGRAMS)
-        span = triton.next_power_of_2(min(wanted, max(tile["BLOCKS"], SPAN_TOKENS // order)))
-        parts = max(1, -(-per_group // span))
-    amax_bits = scales if fused else torch.zeros_like(scales, dtype=torch.int32)
-    tensors = (x, q, scales, amax_bits, x if seed is None else seed)
-    sizes = (tokens, channels, padded, total, per_group, span, parts, groups)
-    numbers = (*sizes, x.stride(0), scale_factor(bits, order))
-    transform = (qmax(bits), order, order.bit_length() - 1, rank, kept, CODES[rounding], matrix_dtype(x.dtype))
-    try:
-        for phase in (FUSED,) if fused else (AMAX, QUANTISE):
-            constants = (*transform, channelwise, phase, tile["CHANNELS"], tile["BLOCKS"])
-            options = {name: tile[name] for name in ("num_warps", "num_stages")}
-            _launch(strips * groups * parts, tensors, numbers, constants, **options)
-    except Exception as error:
-        shape = {"L": tokens, "C": channels, "order": order, "rank": rank, "dtype": x.dtype, "tile": tile}
-        raise failure(kernel, error, **shape) from error
-    return q, scales
+    span = max(per_group, total - (groups - 1) * per_group) if fused else span_tokens // order
+    parts = 1 if fused else max(1, -(-per_group // span))
+    slabs = strips * groups
+    lag = min(slabs, max(-(-AHEAD // parts), 1 if channelwise else strips))
+    counters = 0 if fused else 2 * (slabs if channelwise else groups) + shape.scales[0] * shape.scales[1]
+    sizes = (tokens, channels, padded, total, per_group, span, parts, slabs, groups, lag)
+    transform = (qmax(bits), order, order.bit_length() - 1, rank, kept, CODES[rounds[0]], matrix_dtype(dtype))
+    constants = (*transform, channelwise, fused, sums, tile["CHANNELS"], tile["BLOCKS"])
+    values = (*sizes, stride_token, scale_factor(bits, order), *constants)
+    options = {name: tile[name] for name in ("num_warps", "num_stages")}
+    launch = Launch(_tokens_kernel, slabs * parts * (1 if fused else 2), values, options, loose=1)
+    return shape._replace(counters=counters, launch=launch)

@@ -15,13 +15,14 @@ import triton
 import triton.language as tl
 
 from .rounding import FOLD, MULTIPLIER, SEED_MULTIPLIER, WEYL
-from .scaling import SMALLEST
+from .scaling import HEADROOM, SMALLEST
 
 _WEYL = tl.constexpr(WEYL)
 _MULTIPLIER = tl.constexpr(MULTIPLIER)
 _SEED_MULTIPLIER = tl.constexpr(SEED_MULTIPLIER)
 _FOLD = tl.constexpr(FOLD)
 _SMALLEST = tl.constexpr(SMALLEST)
+_HEADROOM = tl.constexpr(HEADROOM)
 _MAGNITUDE = tl.constexpr(0x7FFFFFFF)
 _ROUNDER = tl.constexpr(1.5 * 2.0**23)
 """Adding this to a float32 of magnitude below 2^22 rounds it to nearest, half to even, into the low bits of the sum."""
@@ -97,6 +98,12 @@ def exact_dot(x, matrix):
 
 
 @triton.jit
+def larger_magnitude(largest, v):
+    """max(largest, |v|); NaN stays."""
+    return tl.maximum(largest, tl.abs(v), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
 def magnitude_bits(v):
     """|v| as int32 bits, which order like the magnitudes with NaN above inf: the maximum propagates NaN."""
     return v.to(tl.int32, bitcast=True) & _MAGNITUDE
@@ -107,6 +114,12 @@ def floored(bits):
     """The float32 magnitude of ``bits``, at least SMALLEST; NaN stays."""
     amax = bits.to(tl.float32, bitcast=True)
     return tl.where(amax < _SMALLEST, _SMALLEST, amax)
+
+
+@triton.jit
+def quantising_factor(amax, QMAX: tl.constexpr):
+    """What v is multiplied by before it is rounded; see ``scaling.py`` on the headroom."""
+    return tl.div_rn(tl.full(amax.shape, QMAX * _HEADROOM, tl.float32), amax)
 
 
 @triton.jit
@@ -127,11 +140,12 @@ def weyl(index):
 
 
 @triton.jit
-def rounded(v, factor, counter, QMAX: tl.constexpr, ROUNDING: tl.constexpr, dtype: tl.constexpr):
-    """nearest(v·factor + d), clamped to ±QMAX, as ``dtype``. ROUNDING: 0 nearest, 1 stochastic, 2 pseudo-stochastic.
+def rounded(v, factor, counter, ROUNDING: tl.constexpr, dtype: tl.constexpr):
+    """nearest(v·factor + d) as ``dtype``. ROUNDING: 0 nearest, 1 stochastic, 2 pseudo-stochastic.
 
     Neither conversion between integer and float instructions nor a rounding instruction: those run at an eighth of the
     rate of an addition. u is put into the mantissa of a number in [1, 2), the rounded integer is read from a mantissa.
+    Nothing is clamped, which would take a fifth of the time: the factor's headroom keeps the result on the grid.
     """
     scaled = v * factor
     if ROUNDING != 0:
@@ -141,7 +155,7 @@ def rounded(v, factor, counter, QMAX: tl.constexpr, ROUNDING: tl.constexpr, dtyp
             h = counter
         h = (h ^ (h >> _FOLD)) * _MULTIPLIER
         scaled += ((h >> 9) | 0x3F800000).to(tl.float32, bitcast=True) - 1.5
-    shifted = tl.minimum(tl.maximum(scaled, -QMAX), QMAX) + _ROUNDER
+    shifted = scaled + _ROUNDER
     if dtype == tl.int8:
         q = shifted.to(tl.int32, bitcast=True).to(tl.int8)
     else:

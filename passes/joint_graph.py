@@ -36,6 +36,9 @@ VIEWS = frozenset(
 )
 """Ops that give the same elements under another shape; no arithmetic, no memory."""
 
+RESHAPES = frozenset({aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.alias.default})
+"""Those that keep the order of the elements."""
+
 CASTS = frozenset({aten._to_copy.default, torch.ops.prims.convert_element_type.default})
 
 
@@ -155,6 +158,19 @@ class JointGraph:
                 else:
                     yield user
 
+    def token_sums(self, node: fx.Node) -> Iterator[fx.Node]:
+        """Sums, still in use, over all axes but the last of ``node`` or of a view of it with the same last axis."""
+        channels = value(node).shape[-1]
+        while node.target in RESHAPES and value(node.all_input_nodes[0]).shape[-1:] == (channels,):
+            node = node.all_input_nodes[0]
+        views = [node]
+        for view in views:
+            for user in view.users:
+                if user.target in RESHAPES and value(user).shape[-1:] == (channels,):
+                    views.append(user)
+                elif user.target is aten.sum.dim_IntList and user.users and _sums_all_but_last(user, value(view).dim()):
+                    yield user
+
     def held(self, node: fx.Node, ignoring: frozenset[str]) -> bool:
         """``node`` lives until the backward whatever the products named in ``ignoring`` do.
 
@@ -183,6 +199,12 @@ def value(node: fx.Node) -> torch.Tensor:
     """The fake tensor that stands for a node's result."""
     result: torch.Tensor = node.meta["val"]
     return result
+
+
+def _sums_all_but_last(node: fx.Node, axes: int) -> bool:
+    summed: Any = node.args[1]
+    static = all(isinstance(extent, int) for extent in value(node).shape)
+    return static and sorted(axis % axes for axis in summed) == list(range(axes - 1))
 
 
 def strip_transpose(node: fx.Node) -> tuple[fx.Node, bool]:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch.fx as fx
 
 from hadamard_fx import compat
 from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.kernels import ahead
+from hadamard_fx.kernels.library import Kernel, load
 from hadamard_fx.plan import Plan
 from hadamard_fx.policy import Policy
 
@@ -75,10 +79,20 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        for part in parts:
+            ahead.prepare(_kernel_calls(part.graph))
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts
+
+
+def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
+    """The calls of this project's operators, with fake tensors."""
+    kernels = {kernel.op: kernel for kernel in load().values()}
+    for node in graph.nodes:
+        if node.target in kernels:
+            yield kernels[node.target], fx.map_arg(node.args, lambda operand: operand.meta["val"])
 
 
 def _copy(graph: fx.Graph) -> fx.GraphModule:

@@ -3,12 +3,15 @@
 
 Only the compressed x lives between forward and backward. Where the backward holds x anyway (attention reads its own
 output), x is compressed there instead: keeping both would cost more than it saves.
+
+Whoever reads g_y can add it up: the gradient of a bias comes out of the same kernel.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
@@ -22,6 +25,8 @@ from ..editing import SAVE, GraphEditor, inherit_recomputation
 from ..find_gemms import operands
 from ..joint_graph import strip_transpose, value
 from ..rule import SchemeRule, itemsize, product_of_codes, register_rule, why_not_quantised
+
+aten, prims = torch.ops.aten, torch.ops.prims
 
 
 @register_rule
@@ -67,7 +72,12 @@ class LowRankRule(SchemeRule):
         self, scheme: LowRank, tokens_first: fx.Node, node: fx.Node, editor: GraphEditor
     ) -> tuple[fx.Node, ...]:
         seed = editor.seed(value(tokens_first).device, node) if scheme.rounding == "stochastic" else None
-        return self._compress(scheme, tokens_first, seed, scheme.rounding, node, editor, backward=True)
+        sums = [] if scheme.group else [total for total in editor.joint.token_sums(tokens_first) if node < total]
+        results = self._compress(
+            scheme, tokens_first, seed, scheme.rounding, node, editor, backward=True, sums=bool(sums)
+        )
+        _replace_sums(sums, results[-1], editor)
+        return results[:2]
 
     def _activation(
         self, scheme: LowRank, tokens_first: fx.Node, node: fx.Node, editor: GraphEditor
@@ -95,11 +105,22 @@ class LowRankRule(SchemeRule):
         editor: GraphEditor,
         *,
         backward: bool,
+        sums: bool = False,
     ) -> tuple[fx.Node, ...]:
-        kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0)
+        kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0, sums)
         call = editor.call(load()["compress_tokens"].op, (tokens_first, seed, *kept), node, backward=backward)
-        parts = editor.results(call, 2)
+        parts = editor.results(call, 3 if sums else 2)
         if not backward:
             tags = [inherit_recomputation(made, tokens_first) for made in (call, *parts)]
             call.meta[SAVE] = not any(tags)
         return parts
+
+
+def _replace_sums(sums: list[fx.Node], partial: fx.Node, editor: GraphEditor) -> None:
+    """Finish ``sums`` of g_y from partial ones, which are exact but for the order of their float32 additions."""
+    for total in sums:
+        expected = value(total)
+        result = editor.call(aten.sum.dim_IntList, (partial, [0]), total, backward=True)
+        result = editor.call(prims.convert_element_type.default, (result, expected.dtype), total, backward=True)
+        result = editor.call(aten.view.default, (result, list(expected.shape)), total, backward=True)
+        total.replace_all_uses_with(result)

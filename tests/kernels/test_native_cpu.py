@@ -35,9 +35,11 @@ def _input(rows: int, columns: int, layout: str, dtype: torch.dtype = torch.floa
 def _compare(name: str, *arguments: object, exact: bool = True) -> None:
     """Integers and scales of the operator and of the readable form."""
     kernel = KERNELS[name]
-    q, scales = kernel.op(*arguments)
-    expected_q, expected_scales = kernel.cpu(*arguments)
-    fake_q, fake_scales = kernel.fake(*arguments)
+    q, scales, *sums = kernel.op(*arguments)
+    expected_q, expected_scales, *expected_sums = kernel.cpu(*arguments)
+    fake_q, fake_scales, *fake_sums = kernel.fake(*arguments)
+    assert [s.shape for s in sums] == [s.shape for s in fake_sums]
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-5, atol=1e-4)
     assert q.shape == fake_q.shape == expected_q.shape and q.dtype == fake_q.dtype == expected_q.dtype
     assert q.stride() == fake_q.stride() and scales.stride() == fake_scales.stride()
     # A sum that cancels is as inexact as its terms are, which the largest scale stands for.
@@ -64,7 +66,7 @@ def test_tokens_of_every_order(order: int, rounding: str) -> None:
     for layout, scale, group in itertools.product(("rows", "columns", "sliced"), ("channel", "tensor"), (0, 1, 2)):
         x = _input(277, 71, layout)
         for rank in {1, max(order * 5 // 16, 1), order // 2, order}:
-            arguments = (x, _seed(rounding), order, rank, 8, scale, rounding, group * order)
+            arguments = (x, _seed(rounding), order, rank, 8, scale, rounding, group * order, not group)
             _compare("compress_tokens", *arguments, exact=exact)
 
 
@@ -85,7 +87,7 @@ def test_any_shape(rows: int, columns: int, dtype: torch.dtype, layout: str, bit
     _compare("quantize_weight", x, order, bits, "tensor", "int8")
     rank = 1 + seed % order
     group = order * (seed % 3)
-    _compare("compress_tokens", x, None, order, rank, bits, "channel", "nearest", group)
+    _compare("compress_tokens", x, None, order, rank, bits, "channel", "nearest", group, not group)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,9 +115,9 @@ def test_not_finite(special: float, layout: str) -> None:
     assert not scales[0, 3].isfinite() and scales.isfinite().sum() == 19
     q, scales = KERNELS["quantize_rows"].op(x, None, 16, 4, "token", "nearest", "float8_e4m3")
     assert (q.float()[3] * scales[0, 3])[:16].isnan().all() and not q.float()[5].any()
-    _, scales = KERNELS["compress_tokens"].op(x, None, 4, 2, 8, "channel", "nearest", 4)
+    _, scales, _ = KERNELS["compress_tokens"].op(x, None, 4, 2, 8, "channel", "nearest", 4)
     assert (~scales.isfinite()).nonzero().tolist() == [[0, 7]]
-    _, scales = KERNELS["compress_tokens"].op(x, None, 4, 2, 8, "tensor", "nearest", 4)
+    _, scales, _ = KERNELS["compress_tokens"].op(x, None, 4, 2, 8, "tensor", "nearest", 4)
     assert (~scales.isfinite()).nonzero().tolist() == [[0, 0]]
 
 

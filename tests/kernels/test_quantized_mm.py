@@ -179,7 +179,7 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
         for carrier in (torch.int8, FP8):
             data = operands(m, n, k, group, carrier)
             out = torch.full((m, n), float("nan"))
-            cuda.Launch(tile, configs.problem(*data, group, torch.float32))(*data, out)
+            cuda.Product(tile, configs.problem(*data, group, torch.float32))(*data, out)
             agree(out, expected(*data, group), bool(group))
 
 
@@ -207,7 +207,7 @@ def test_gpu_every_configuration(shape: tuple[int, int, int, int], carrier: torc
     want = expected(*data, group)
     for tile in configs.candidates(posed):
         out = torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
-        cuda.Launch(tile, posed)(*data, out)
+        cuda.Product(tile, posed)(*data, out)
         if group:
             torch.testing.assert_close(out.float(), want, rtol=0.0, atol=2**-7 * want.abs().max().item())
         else:

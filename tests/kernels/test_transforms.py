@@ -22,12 +22,19 @@ SEED = 0x0123456789ABCDEF
 # rows, columns, order
 ROW_SHAPES = [(1, 1, 2), (5, 37, 16), (3, 130, 128), (7, 64, 4), (64, 200, 16)]
 # tokens, channels, order, rank, group
-TOKEN_SHAPES = [(1, 1, 2, 1, 0), (37, 5, 16, 8, 0), (37, 5, 16, 8, 16), (200, 3, 16, 10, 48), (130, 4, 128, 96, 0)]
+TOKEN_SHAPES = [
+    (600, 70, 16, 8, 0),
+    (1, 1, 2, 1, 0),
+    (37, 5, 16, 8, 0),
+    (37, 5, 16, 8, 16),
+    (200, 3, 16, 10, 48),
+    (130, 4, 128, 96, 0),
+]
 
 
-def agree(actual: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+def agree(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     """Integers equal up to one step in 1e-4 of the elements (a value on the edge of two), scales to 1e-6."""
-    q, scale = actual
+    q, scale = actual[:2]
     assert q.shape == expected[0].shape
     difference = (q.double() - expected[0]).abs()
     assert difference.max() <= 1
@@ -65,8 +72,11 @@ def test_tokens_follow_the_reference(shape: tuple[int, ...], scale: str, dtype: 
     for rounding in ("nearest", "stochastic"):
         seed = SEED if rounding == "stochastic" else None
         tensor_seed = None if seed is None else torch.tensor(seed)
-        arguments = (order, rank, 8, scale, rounding, group)
-        agree(TOKENS.op(x, tensor_seed, *arguments), TOKENS.reference(x, seed, *arguments))
+        arguments = (order, rank, 8, scale, rounding, group, not group)
+        actual, expected = TOKENS.op(x, tensor_seed, *arguments), TOKENS.reference(x, seed, *arguments)
+        agree(actual, expected)
+        torch.testing.assert_close(actual[2].double(), expected[2], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual[2].sum(0), x.float().sum(0) * (not group), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", ["token", "tensor"])
@@ -84,12 +94,17 @@ def test_dequantised_values_are_the_orthonormal_transform() -> None:
     assert ((q * scale.t() - expected).abs() <= scale.t() * 0.5001).all()
 
 
+def grid(*shape: int) -> Tensor:
+    """Values whose sums are exact in any order."""
+    return torch.randint(-64, 65, shape) / 16
+
+
 def operator_calls() -> list[Any]:
-    x, seed = torch.randn(37, 21), torch.tensor(7)
+    x, seed = grid(37, 21), torch.tensor(7)
     calls = [
         (ROWS, (x, seed, 16, 4, "token", "stochastic", "int8")),
         (ROWS, (x.t(), None, 8, 8, "tensor", "pseudo_stochastic", "float8_e4m3")),
-        (TOKENS, (x, seed, 16, 8, 8, "channel", "stochastic", 0)),
+        (TOKENS, (x, seed, 16, 8, 8, "channel", "stochastic", 0, True)),
         (TOKENS, (x.t(), None, 4, 3, 8, "tensor", "nearest", 8)),
         (WEIGHT, (x, 16, 4, "token", "float8_e4m3")),
     ]
@@ -108,7 +123,7 @@ def test_cpu_form_traces_with_symbolic_sizes(kernel: library.Kernel, arguments: 
     rest = arguments[len(tensors) :]
     graph = make_fx(lambda *inputs: kernel.cpu(*inputs, *rest), tracing_mode="symbolic")(*tensors)
     assert not [node for node in graph.graph.nodes if node.op == "get_attr"]
-    for x in (tensors[0], torch.randn(71, 33)):
+    for x in (tensors[0], grid(71, 33)):
         for actual, expected in zip(graph(x, *tensors[1:]), kernel.op(x, *arguments[1:]), strict=True):
             assert actual.shape == expected.shape
             assert torch.equal(actual.float(), expected.float())
@@ -120,9 +135,9 @@ def test_poison_reaches_its_own_scale_and_no_other(poison: float) -> None:
     x[5, 33] = poison
     _, rows = ROWS.op(x, None, 16, 4, "token", "nearest", "int8")
     assert [r for r in range(70) if not rows[0, r].isfinite()] == [5]
-    _, channels = TOKENS.op(x, None, 16, 8, 8, "channel", "nearest", 0)
+    _, channels, _ = TOKENS.op(x, None, 16, 8, 8, "channel", "nearest", 0)
     assert [c for c in range(40) if not channels[0, c].isfinite()] == [33]
-    _, groups = TOKENS.op(x, None, 16, 8, 8, "channel", "nearest", 32)
+    _, groups, _ = TOKENS.op(x, None, 16, 8, 8, "channel", "nearest", 32)
     assert groups.isfinite().logical_not().nonzero().tolist() == [[0, 33]]
     for op, arguments in (
         (ROWS.op, (16, 4, "tensor", "nearest", "int8")),
@@ -137,7 +152,7 @@ def test_zeros_stay_zero_and_nothing_is_empty() -> None:
     for rounding in ("nearest", "stochastic", "pseudo_stochastic"):
         q, scale = ROWS.op(torch.zeros(5, 33), seed, 16, 4, "token", rounding, "int8")
         assert not q.any() and scale.isfinite().all()
-        q, scale = TOKENS.op(torch.zeros(33, 5), seed, 16, 8, 8, "channel", rounding, 0)
+        q, scale, _ = TOKENS.op(torch.zeros(33, 5), seed, 16, 8, 8, "channel", rounding, 0)
         assert not q.any() and scale.isfinite().all()
     for shape in ((0, 16), (16, 0), (0, 0)):
         for kernel, arguments in (
@@ -154,7 +169,7 @@ def test_zeros_stay_zero_and_nothing_is_empty() -> None:
 
 
 def test_padding_columns_are_zero() -> None:
-    q, _ = TOKENS.op(torch.randn(17, 3), torch.tensor(1), 16, 10, 8, "channel", "stochastic", 0)
+    q, _, _ = TOKENS.op(torch.randn(17, 3), torch.tensor(1), 16, 10, 8, "channel", "stochastic", 0)
     assert q.shape == (3, 32) and not q[:, 20:].any() and q[:, :20].any()
 
 
@@ -177,8 +192,8 @@ def test_products_of_any_size(tokens: int, channels: int, order: int, rank: int,
     """Shapes follow the contract, and full rank at 8 bits gives the product back."""
     rank = min(rank, order)
     x = torch.randn(tokens, channels, generator=torch.Generator().manual_seed(tokens * 41 + channels))
-    q, scale = TOKENS.op(x, None, order, rank, 8, "channel", "nearest", groups * order)
-    fake_q, fake_scale = TOKENS.fake(x, None, order, rank, 8, "channel", "nearest", groups * order)
+    q, scale, _ = TOKENS.op(x, None, order, rank, 8, "channel", "nearest", groups * order)
+    fake_q, fake_scale, _ = TOKENS.fake(x, None, order, rank, 8, "channel", "nearest", groups * order)
     assert (q.shape, scale.shape) == (fake_q.shape, fake_scale.shape)
     if rank == order and not groups:
         dequantised = q.float() * scale.t()

@@ -229,3 +229,19 @@ def test_no_grad_leaves_everything_exact() -> None:
         torch.testing.assert_close(compiled(x), module(x))
     assert [d.gemm.role for d in trace.decisions] == [FORWARD, FORWARD]
     assert not trace.pipelines[0].plan.training
+
+
+@pytest.mark.parametrize("shape", [(50, 24), (3, 50, 24)], ids=["2-D", "3-D"])
+def test_bias_gradients_come_out_of_the_compression(shape: tuple[int, ...]) -> None:
+    """Nothing else adds up the tokens of g_y, and the last layer's sum, whose g_y is exact, is as exact as before."""
+    module, x = nn.Sequential(nn.Linear(24, 64), nn.GELU(), nn.Linear(64, 40)), torch.randn(*shape, requires_grad=True)
+    exact = gradients(module, module, x)
+    compiled, trace = traced(module)
+    found = gradients(compiled, module, x)
+    torch.testing.assert_close(found["2.bias"], exact["2.bias"], rtol=1e-5, atol=1e-6)
+    assert ratio(found["0.bias"], exact["0.bias"]) < BOUND
+    added = [n for n in trace.backward[0].graph.nodes if n.target is torch.ops.aten.sum.dim_IntList]
+    assert len(added) == 2
+    for node in added:
+        (partial,) = node.all_input_nodes
+        assert "compress_tokens" in str(partial.all_input_nodes[0].target)

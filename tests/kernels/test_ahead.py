@@ -1,0 +1,48 @@
+"""What is compiled ahead is what a launch will ask for."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from hadamard_fx.kernels import ahead, library
+
+KERNELS = library.load()
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(ahead, "submit", lambda *arguments: calls.append(arguments))
+    return calls
+
+
+def test_a_call_with_fake_tensors_names_its_kernel(submitted: list[tuple[Any, ...]]) -> None:
+    with FakeTensorMode():
+        x = torch.empty(4096, 768, dtype=torch.bfloat16, device="cuda")
+        seed = torch.empty((), dtype=torch.int64, device="cuda")
+    ahead.prepare(
+        [
+            (KERNELS["compress_tokens"], (x, seed, 16, 8, 8, "channel", "stochastic", 0, True)),
+            (KERNELS["quantize_rows"], (x, seed, 16, 4, "tensor", "stochastic", "int8")),
+        ]
+    )
+    names = [kernel.fn.__name__ for kernel, *_ in submitted]
+    assert names == ["_tokens_kernel", "_rows_kernel", "_rows_kernel"]  # the second form takes two launches
+    for kernel, arguments, options, device in submitted:
+        assert len(arguments) == len(kernel.arg_names) and options["num_warps"] and device.type == "cuda"
+
+
+def test_other_calls_are_passed_over(submitted: list[tuple[Any, ...]]) -> None:
+    arguments = (None, 16, 4, "token", "nearest", "int8")
+    ahead.prepare([(KERNELS["quantize_rows"], (torch.randn(4, 16), *arguments))])
+    assert not submitted
+    with FakeTensorMode():
+        x = torch.empty(4, 16, dtype=torch.bfloat16, device="cuda")
+    ahead.prepare([(KERNELS["quantize_rows"], (x, None, 16, 4, "token", "nearest", "no such carrier"))])
+    assert not submitted
