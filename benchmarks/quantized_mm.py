@@ -78,7 +78,7 @@ def prepared(tile: tuple[tuple[str, Any], ...], posed: configs.Problem) -> launc
 def launch(tile: Config, a: Any, b: Any, sa: Any, sb: Any, group: int, out: torch.Tensor) -> torch.Tensor:
     posed = configs.problem(a, b, sa, sb, group, out.dtype)
     chosen = {**tile, "store": "plain" if posed.store() == "plain" else tile["store"]}
-    prepared(tuple(sorted(chosen.items())), posed)(a, b, sa, sb, out)
+    prepared(tuple(sorted(chosen.items())), posed)(a, b, sa, sb, out, sb)
     return out
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 from .errors import OptionError, OverrideError, SchemeError
 from .plan import Role
-from .profiles import PROFILES, Profile, did_you_mean, parse_scheme
+from .profiles import DEFAULT_SCHEMES, PROFILES, Profile, did_you_mean, parse_scheme
 from .scheme import Scheme
 
-__all__ = ["DEFAULTS", "GRADIENTS", "READERS", "Choice", "Override", "to_json"]
+__all__ = ["DEFAULTS", "PRODUCTS", "READERS", "Choice", "Override", "to_json"]
 
 DEFAULTS: dict[str, Any] = {
     "profile": "auto",
     "overrides": {},
+    "forward": None,
     "grad_input": None,
     "grad_weight": None,
     "device_profile": None,
@@ -25,7 +26,8 @@ DEFAULTS: dict[str, Any] = {
 }
 """Every option with its default. ``None``: as the profile says, or as the device at hand is."""
 
-GRADIENTS = {"grad_input": Role.GRAD_INPUT, "grad_weight": Role.GRAD_WEIGHT}
+PRODUCTS = {str(role): role for role in DEFAULT_SCHEMES}
+"""Options that are the scheme of one product of a linear layer."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Override:
-    """Other rules for the layers whose whole name matches ``pattern``: a profile, or schemes for single gradients."""
+    """Other rules for the layers whose whole name matches ``pattern``: a profile, or schemes for single products."""
 
     pattern: str
     profile: Profile | None = None
+    forward: Scheme | None = None
     grad_input: Scheme | None = None
     grad_weight: Scheme | None = None
 
@@ -60,7 +63,7 @@ class Override:
         origin = f"override '{self.pattern}'"
         if self.profile is not None:
             return Choice(self.profile.schemes(role), self.profile.priced, f"{origin}: profile {self.profile.name!r}")
-        scheme = {Role.GRAD_INPUT: self.grad_input, Role.GRAD_WEIGHT: self.grad_weight}.get(role)
+        scheme: Scheme | None = getattr(self, str(role), None)
         return None if scheme is None else Choice((scheme,), False, origin)
 
 
@@ -91,16 +94,16 @@ def _read_override(pattern: object, rule: object, where: str) -> Override:
             raise OverrideError(f"{where}: unknown profile {rule!r};{did_you_mean(rule, PROFILES)}")
         return Override(pattern, profile=PROFILES[rule])
     if not isinstance(rule, Mapping) or not rule:
-        rules = '"exact", another profile, or {"grad_input": …, "grad_weight": …}'
+        rules = '"exact", another profile, or {"forward": …, "grad_input": …, "grad_weight": …}'
         raise OverrideError(f"{where}: expected {rules}, got {rule!r}")
     for role in rule:
-        if role not in GRADIENTS:
-            raise OverrideError(f"{where}: unknown product {role!r};{did_you_mean(str(role), GRADIENTS)}")
-    schemes = {role: parse_scheme(rule[role], GRADIENTS[role], f"{where}, {role!r}") for role in rule}
-    return Override(pattern, None, schemes.get("grad_input"), schemes.get("grad_weight"))
+        if role not in PRODUCTS:
+            raise OverrideError(f"{where}: unknown product {role!r};{did_you_mean(str(role), PRODUCTS)}")
+    schemes = {role: parse_scheme(rule[role], PRODUCTS[role], f"{where}, {role!r}") for role in rule}
+    return Override(pattern, None, **schemes)
 
 
-def _read_gradient(role: Role) -> Callable[[object, str], Scheme | None]:
+def _read_product(role: Role) -> Callable[[object, str], Scheme | None]:
     return lambda value, where: None if value is None else parse_scheme(value, role, where)
 
 
@@ -119,8 +122,7 @@ def _read_inductor(value: object, where: str) -> dict[str, object]:
 READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
     "overrides": _read_overrides,
-    "grad_input": _read_gradient(Role.GRAD_INPUT),
-    "grad_weight": _read_gradient(Role.GRAD_WEIGHT),
+    **{name: _read_product(role) for name, role in PRODUCTS.items()},
     "device_profile": _read_device_profile,
     "inductor": _read_inductor,
 }
@@ -131,5 +133,5 @@ def to_json(key: str, value: object) -> Any:
     try:
         return json.loads(json.dumps(value, default=lambda item: item.to_json()))
     except (TypeError, AttributeError, ValueError):
-        error = SchemeError if key in GRADIENTS else OptionError
+        error = SchemeError if key in PRODUCTS else OptionError
         raise error(f"option {key!r} holds a value that JSON cannot: {value!r}") from None

@@ -68,7 +68,7 @@ class Gemm:
         role: what the product computes.
         layer: the module path in the user's model, ``"blocks.0.mlp.fc1"``.
         left, right: names of the operand nodes, stripped of transposes.
-        op: ``"mm"``, ``"addmm"``, ``"bmm"`` or ``"baddbmm"``.
+        op: ``"mm"``, ``"addmm"``, ``"bmm"`` or ``"baddbmm"``; ``"addmm with factors"`` where alpha or beta is given.
         gradient: which operand depends on the incoming gradient, ``"left"``, ``"right"``, or ``""`` in the forward.
         dtype: of the operands, ``"bfloat16"``.
         device: type of the device, ``"cuda"``.

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .errors import OptionError, OverrideError
-from .options import DEFAULTS, GRADIENTS, READERS, Choice, Override, to_json
+from .options import DEFAULTS, PRODUCTS, READERS, Choice, Override, to_json
 from .plan import Role
 from .profiles import PROFILES, Profile, did_you_mean, register_profile
 from .scheme import Exact, Scheme
@@ -29,7 +29,7 @@ class Policy:
 
     Attributes:
         profile: for all that no other setting rules.
-        grad_input, grad_weight: the scheme of all such products; None: as the profile says.
+        forward, grad_input, grad_weight: the scheme of all such products; None: as the profile says.
         overrides: in the order given; the first that matches a layer rules it.
         device_profile: name or path of the device profile that prices; None: the one of the device at hand.
         settings: option -> (value as JSON, ``"options" | "environment" | "file" | "default"``), as ``Plan`` holds them.
@@ -37,6 +37,7 @@ class Policy:
     """
 
     profile: Profile
+    forward: Scheme | None
     grad_input: Scheme | None
     grad_weight: Scheme | None
     overrides: tuple[Override, ...]
@@ -94,8 +95,8 @@ class Policy:
 
     def choice(self, layer: str, role: Role) -> Choice:
         """What the product ``role`` of ``layer`` may use: the first matching override, else the option of the role,
-        else the profile. Forward and activation products stay exact."""
-        if role not in GRADIENTS.values():
+        else the profile. Products that are not a linear layer's stay exact."""
+        if role not in PRODUCTS.values():
             return Choice((Exact(),), False, f"{role} products stay exact")
         for override in self.overrides:
             if override.matches(layer):
@@ -103,7 +104,7 @@ class Policy:
                 if found is not None:
                     return found
                 break
-        scheme = self.grad_input if role is Role.GRAD_INPUT else self.grad_weight
+        scheme: Scheme | None = getattr(self, str(role))
         if scheme is not None:
             return Choice((scheme,), False, f"option '{role}'")
         return Choice(self.profile.schemes(role), self.profile.priced, f"profile {self.profile.name!r}")

@@ -15,10 +15,23 @@ from .scheme import Exact, Hadamard, LowRank, Scheme
 
 __all__ = ["PROFILES", "Profile", "did_you_mean", "parse_scheme", "register_profile"]
 
-DEFAULT_SCHEMES: dict[Role, type[Scheme]] = {Role.GRAD_INPUT: Hadamard, Role.GRAD_WEIGHT: LowRank}
-"""What is meant where a user writes fields and no kind."""
+FORWARD = Hadamard(bits=8, rounding="nearest")
+"""The forward in 8 bits: rounded to nearest, so that it draws no random number and can be computed again."""
 
-_ONLY_FOR = {scheme: role for role, scheme in DEFAULT_SCHEMES.items()}
+DEFAULT_SCHEMES: dict[Role, Scheme] = {
+    Role.FORWARD: FORWARD,
+    Role.GRAD_INPUT: Hadamard(),
+    Role.GRAD_WEIGHT: LowRank(),
+}
+"""What is meant where a user writes some fields and no kind."""
+
+NAMES: dict[str, dict[Role, Scheme]] = {
+    "exact": dict.fromkeys(DEFAULT_SCHEMES, Exact()),
+    "hadamard8": {Role.FORWARD: FORWARD},
+}
+"""Schemes that a user may write as one word."""
+
+_ONLY_FOR = {Hadamard: (Role.FORWARD, Role.GRAD_INPUT), LowRank: (Role.GRAD_WEIGHT,)}
 """Low rank is legal along the tokens only, hence for the weight's gradient only (law 3 of the algorithms).
 
 A scheme that is not listed may be asked for anywhere; its rule says where it is legal."""
@@ -26,12 +39,13 @@ A scheme that is not listed may be asked for anywhere; its rule says where it is
 
 @dataclass(frozen=True)
 class Profile:
-    """Which schemes the two backward products of a linear layer may use.
+    """Which schemes the three products of a linear layer may use.
 
     Attributes:
         name: what ``options={"profile": name}`` says.
         summary: one sentence for a person.
         grad_input, grad_weight: the schemes, in the order of preference.
+        forward: likewise; exact unless a profile says otherwise.
         priced: True: the cheapest of them is taken, by the cost model; exact is always among the candidates.
             False: the first that is legal for the product is taken, whatever it costs.
     """
@@ -43,6 +57,7 @@ class Profile:
     grad_input: tuple[Scheme, ...]
     grad_weight: tuple[Scheme, ...]
     priced: bool
+    forward: tuple[Scheme, ...] = (Exact(),)
 
     def __post_init__(self) -> None:
         if not self.NAME.fullmatch(self.name):
@@ -54,13 +69,14 @@ class Profile:
                 _check_role(scheme, role, f"profile {self.name!r}")
 
     def schemes(self, role: Role) -> tuple[Scheme, ...]:
-        """The schemes for ``role``; products other than the two gradients stay exact."""
-        return {Role.GRAD_INPUT: self.grad_input, Role.GRAD_WEIGHT: self.grad_weight}.get(role, (Exact(),))
+        """The schemes for ``role``; products that are not a linear layer's stay exact."""
+        known = {Role.FORWARD: self.forward, Role.GRAD_INPUT: self.grad_input, Role.GRAD_WEIGHT: self.grad_weight}
+        return known.get(role, (Exact(),))
 
     def to_json(self) -> dict[str, Any]:
         """All that decides, for hashes and reports."""
-        gradients = {str(role): [s.to_json() for s in self.schemes(role)] for role in DEFAULT_SCHEMES}
-        return {"name": self.name, "summary": self.summary, "priced": self.priced, **gradients}
+        products = {str(role): [s.to_json() for s in self.schemes(role)] for role in DEFAULT_SCHEMES}
+        return {"name": self.name, "summary": self.summary, "priced": self.priced, **products}
 
 
 PROFILES: dict[str, Profile] = {}
@@ -99,12 +115,14 @@ def parse_scheme(value: object, role: Role, where: str) -> Scheme:
     """
     if isinstance(value, Scheme):
         return _check_role(value, role, where)
-    if value == "exact":
-        return Exact()
     default = DEFAULT_SCHEMES[role]
+    words = {name: schemes[role] for name, schemes in NAMES.items() if role in schemes}
+    if isinstance(value, str) and value in words:
+        return words[value]
     if not isinstance(value, Mapping):
+        word = " or ".join(f'"{name}"' for name in words)
         example = f'{{"bits": 8}} ({default.kind})'
-        raise SchemeError(f'{where}: expected "exact" or a table of fields such as {example}, got {value!r}')
+        raise SchemeError(f"{where}: expected {word} or a table of fields such as {example}, got {value!r}")
     kind = value.get("kind", default.kind)
     known = _schemes_for(role)
     if not isinstance(kind, str) or kind not in known:
@@ -112,16 +130,20 @@ def parse_scheme(value: object, role: Role, where: str) -> Scheme:
     fields = {key: entry for key, entry in value.items() if key != "kind"}
     _check_fields(known[kind], fields, where)
     try:
-        return Scheme.from_json({"kind": kind, **fields})
+        if kind != default.kind:
+            return _check_role(Scheme.from_json({"kind": kind, **fields}), role, where)
+        return _check_role(dataclasses.replace(default, **fields), role, where)  # type: ignore[type-var]
     except SchemeError as error:
-        raise SchemeError(f"{where}: {error}") from None
+        raise SchemeError(str(error) if where in str(error) else f"{where}: {error}") from None
 
 
 def _schemes_for(role: Role) -> dict[str, type[Scheme]]:
-    return {kind: scheme for kind, scheme in Scheme.kinds.items() if _ONLY_FOR.get(scheme, role) is role}
+    return {kind: scheme for kind, scheme in Scheme.kinds.items() if role in _ONLY_FOR.get(scheme, (role,))}
 
 
 def _check_role(scheme: Scheme, role: Role, where: str) -> Scheme:
+    if role is Role.FORWARD and getattr(scheme, "rounding", "") == "stochastic":
+        raise SchemeError(f"{where}: the forward must round to nearest: it would draw other numbers when recomputed")
     if scheme.kind in _schemes_for(role):
         return scheme
     legal = ", ".join(sorted(_schemes_for(role)))

@@ -42,7 +42,9 @@ __all__ = [
 ]
 
 NAME = "quantized_mm"
-SCHEMA = "(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, int group_k, ScalarType dtype) -> Tensor"
+SCHEMA = (
+    "(Tensor a, Tensor b, Tensor scale_a, Tensor scale_b, int group_k, ScalarType dtype, Tensor? bias=None) -> Tensor"
+)
 CARRIERS = (torch.int8, torch.float8_e4m3fn)
 
 EXACT_COLUMNS = 131_072
@@ -53,7 +55,12 @@ _FLOAT32_COLUMNS = 1024
 
 
 def reference(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int = 0
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int = 0,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The formula of the module's docstring: integer sums in int64, everything else in float64.
 
@@ -61,6 +68,7 @@ def reference(
         a, b: [M, K] and [N, K], int8 or float8_e4m3 (integers).
         scale_a, scale_b: float32 [G, M] or [G, 1], and [G, N] or [G, 1].
         group_k: columns of a group, 0 for one group of all.
+        bias: [N], added to every row.
 
     Returns:
         float64 [M, N].
@@ -72,11 +80,17 @@ def reference(
         columns = slice(g * step, (g + 1) * step)
         scales = scale_a[g].double()[:, None] * scale_b[g].double()[None, :]
         out = out + scales * (left[:, columns] @ right[:, columns].T)
-    return out
+    return out if bias is None else out + bias.double()
 
 
 def cpu(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The operator in functional PyTorch. ``a`` and ``b`` may have any strides.
 
@@ -95,32 +109,46 @@ def cpu(
     if not isinstance(k, int):
         if group_k:
             raise KernelError(NAME, f"K={k} group_k={group_k}", "groups of a symbolic K cannot be unrolled here")
-        return _rescale(integer_mm(a, b), scale_a[:1], scale_b[:1]).to(dtype)
+        return _biased(_rescale(integer_mm(a, b), scale_a[:1], scale_b[:1]), bias).to(dtype)
     out = None
     for start, stop, g in groups(k, group_k, scale_a.shape[0]):
         partial = integer_mm(a[:, start:stop], b[:, start:stop])
         term = _rescale(partial, scale_a[g : g + 1], scale_b[g : g + 1])
         out = term if out is None else out + term
     if out is None:
-        return torch.zeros(a.shape[0], b.shape[0], dtype=dtype, device=a.device)
-    return out.to(dtype)
+        out = torch.zeros(a.shape[0], b.shape[0], device=a.device)
+    return _biased(out, bias).to(dtype)
+
+
+def _biased(product: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """float32 [M, N] plus [N]."""
+    return product if bias is None else product + bias.to(torch.float32)
 
 
 def native(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The operator on CPU tensors: torch's integer product, then the rest in one pass (``cpp_transform.py``)."""
     from .cpp_transform import rescale
 
     check(a, b, scale_a, scale_b, group_k)
     if 0 in (*a.shape, b.shape[0]):
-        return torch.zeros(a.shape[0], b.shape[0], dtype=dtype)
+        return _biased(torch.zeros(a.shape[0], b.shape[0]), bias).to(dtype)
     out = None
     pieces = groups(a.shape[1], group_k, scale_a.shape[0])
-    first = torch.bfloat16 if dtype == torch.bfloat16 and len(pieces) == 1 else torch.float32
+    narrow = dtype == torch.bfloat16 and len(pieces) == 1 and bias is None
+    first = torch.bfloat16 if narrow else torch.float32
     for start, stop, g in pieces:
         out = rescale(integer_mm(a[:, start:stop], b[:, start:stop]), scale_a[g], scale_b[g], out, first)
     assert out is not None
+    if bias is not None:
+        out += bias
     return out.to(dtype)
 
 
@@ -207,11 +235,19 @@ def check(a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torc
 
 
 def fake(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Shape, dtype and (contiguous) strides of the result."""
     torch._check(a.dim() == 2 and b.dim() == 2 and scale_a.dim() == 2 and scale_b.dim() == 2)
     torch._check(a.shape[1] == b.shape[1], lambda: "quantized_mm: both operands must be K-major, [M, K] and [N, K]")
+    if bias is not None:
+        torch._check(bias.dim() == 1 and bias.shape[0] == b.shape[0], lambda: "quantized_mm: bias must be [N]")
     return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
 
 
@@ -233,7 +269,13 @@ def traffic(m: Expression, n: Expression, k: Expression, carrier: str, out_items
 
 
 def cuda(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The operator on a CUDA device (``quantized_mm_cuda``).
 
@@ -243,7 +285,7 @@ def cuda(
     """
     from . import quantized_mm_cuda as launcher  # it needs this module
 
-    out: Any = launcher.launch(a, b, scale_a, scale_b, group_k, dtype)
+    out: Any = launcher.launch(a, b, scale_a, scale_b, group_k, dtype, bias)
     return out  # type: ignore[no-any-return]
 
 

@@ -79,6 +79,7 @@ class Problem(NamedTuple):
     repeat_b: bool
     stride_a: int
     stride_b: int
+    bias: torch.dtype | None
     aligned: bool
     """All operands start at multiples of 16 bytes."""
     ordinal: int
@@ -108,12 +109,18 @@ class Problem(NamedTuple):
     def key(self) -> dict[str, object]:
         """What the tuner's answer depends on; sizes in steps of an eighth of their power of two."""
         sizes = {"M": _bucket(self.m), "N": _bucket(self.n), "K": _bucket(self.k)}
-        types = {"carrier": str(self.carrier), "dtype": str(self.dtype)}
+        types = {"carrier": str(self.carrier), "dtype": str(self.dtype), "bias": str(self.bias)}
         return {**sizes, **types, "step": self.step, "tma": self.tma, "store": self.store()}
 
 
 def problem(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> Problem:
     """The problem that the operands pose (K-major, contiguous scales)."""
     m, k = a.shape
@@ -121,9 +128,10 @@ def problem(
     pointers = 0
     if not compat.is_fake(a):
         pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
+        pointers |= 0 if bias is None else bias.data_ptr()
     return Problem(
         m, b.shape[0], k, a.dtype, dtype, group_k, groups, columns == 1, scale_b.shape[1] == 1,
-        _stride(a), _stride(b), pointers % 16 == 0, a.device.index or 0,
+        _stride(a), _stride(b), None if bias is None else bias.dtype, pointers % 16 == 0, a.device.index or 0,
     )  # fmt: skip
 
 

@@ -27,7 +27,13 @@ _LAUNCHES: dict[Problem, Product] = {}
 
 
 def launch(
-    a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, group_k: int, dtype: torch.dtype
+    a: torch.Tensor,
+    b: torch.Tensor,
+    scale_a: torch.Tensor,
+    scale_b: torch.Tensor,
+    group_k: int,
+    dtype: torch.dtype,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The product on the device of ``a``; the configuration is tuned when a shape (bucket) is new.
 
@@ -35,23 +41,25 @@ def launch(
         DeviceError, KernelError: see ``quantized_mm.cuda``.
     """
     a, b, scale_a, scale_b = _k_major(a), _k_major(b), scale_a.contiguous(), scale_b.contiguous()
+    bias = None if bias is None else bias.contiguous()
     out = torch.empty((a.shape[0], b.shape[0]), dtype=dtype, device=a.device)
-    posed = problem(a, b, scale_a, scale_b, group_k, dtype)
+    posed = problem(a, b, scale_a, scale_b, group_k, dtype, bias)
+    tensors = (a, b, scale_a, scale_b, out, scale_b if bias is None else bias)
     if compat.is_fake(a):
         check(a, b, scale_a, scale_b, group_k)
         for entry in candidates(posed) if out.numel() and posed.k else ():
-            Product(entry, posed)(a, b, scale_a, scale_b, out)
+            Product(entry, posed)(*tensors)
         return out
     prepared = _LAUNCHES.get(posed)
     if prepared is not None and posed.ordinal == torch.cuda.current_device():
-        prepared(a, b, scale_a, scale_b, out)
+        prepared(*tensors)
         return out
     check(a, b, scale_a, scale_b, group_k)
     if out.numel() == 0 or posed.k == 0:
-        return out.zero_()
+        return out.zero_() if bias is None else out.copy_(bias.expand_as(out))
     with torch.cuda.device(a.device):
         try:
-            _prepare(posed, a, b, scale_a, scale_b, out)(a, b, scale_a, scale_b, out)
+            _prepare(posed, *tensors)(*tensors)
         except HadamardError:
             raise
         except Exception as error:
@@ -81,7 +89,8 @@ def _prepare(posed: Problem, *tensors: torch.Tensor) -> Product:
 
 
 class Product:
-    """A kernel with everything but its tensors. Called with a, b, scale_a, scale_b, out, on their device and stream."""
+    """A kernel with everything but its tensors. Called with a, b, scale_a, scale_b, out, bias (anything where there
+    is none), on their device and stream."""
 
     def __init__(self, config: Config, posed: Problem) -> None:
         self.bodies = triton_bodies(NAME)
@@ -102,6 +111,7 @@ class Product:
         self.table: list[Any] = []
         self.dealt: list[torch.Tensor] = []
         constants = [config["m"], config["n"], tile_k, config["group_m"], steps, self.tma, config.get("promote")]
+        constants.append(posed.bias is not None)
         if config["kernel"] == "tiles":
             kernel = self.bodies.tiles_kernel
             constants += [config["store"] == "tma", config.get("flatten", False)]

@@ -86,15 +86,27 @@ def _accumulate(
 
 
 @triton.jit
-def _write(
-    total, out, scale_a, scale_b, row, column, M, N, stride, step_a, step_b,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr,
+def _finished(
+    total, scale_a, scale_b, bias, row, column, M, N, step_a, step_b,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Scale (unless the groups were) and store one tile."""
+    """One tile in float32, scaled (unless the groups were) and biased."""
     value = total.to(tl.float32)
     if STEPS == 0:
         value = value * _scales(scale_a, row, M, step_a, BLOCK_M)[:, None]
         value = value * _scales(scale_b, column, N, step_b, BLOCK_N)[None, :]
+    if BIAS:
+        value = value + _scales(bias, column, N, 1, BLOCK_N).to(tl.float32)[None, :]
+    return value
+
+
+@triton.jit
+def _write(
+    total, out, scale_a, scale_b, bias, row, column, M, N, stride, step_a, step_b,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, STEPS: tl.constexpr, BIAS: tl.constexpr,
+):  # fmt: skip
+    """Finish and store one tile."""
+    value = _finished(total, scale_a, scale_b, bias, row, column, M, N, step_a, step_b, BLOCK_M, BLOCK_N, STEPS, BIAS)
     r = row + tl.arange(0, BLOCK_M)
     c = column + tl.arange(0, BLOCK_N)
     mask = (r < M)[:, None] & (c < N)[None, :]
@@ -112,10 +124,11 @@ def _place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
 
 @triton.jit
 def tiles_kernel(
-    a_pointer, b_pointer, scale_a, scale_b, out,
+    a_pointer, b_pointer, scale_a, scale_b, out, bias,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr, TMA_STORE: tl.constexpr, FLATTEN: tl.constexpr,
+    STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr, BIAS: tl.constexpr, TMA_STORE: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):  # fmt: skip
     """Whole tiles, persistently. ``blocks``: K-blocks of a tile."""
     INTEGER: tl.constexpr = a_pointer.dtype.element_ty == tl.int8
@@ -137,25 +150,27 @@ def tiles_kernel(
             BLOCK_M, BLOCK_N, BLOCK_K, INTEGER, STEPS, TMA, PROMOTE,
         )  # fmt: skip
         if TMA_STORE:
-            value = total.to(tl.float32)
-            if STEPS == 0:
-                value = value * _scales(scale_a, row, M, step_a, BLOCK_M)[:, None]
-                value = value * _scales(scale_b, column, N, step_b, BLOCK_N)[None, :]
+            value = _finished(
+                total, scale_a, scale_b, bias, row, column, M, N, step_a, step_b, BLOCK_M, BLOCK_N, STEPS, BIAS
+            )
             # Half a tile at a time, so that the staging buffer leaves room for one more stage of operands.
             halves = tl.permute(tl.reshape(value.to(out.dtype.element_ty), (BLOCK_M, 2, BLOCK_N // 2)), (0, 2, 1))
             left, right = tl.split(halves)
             target.store([row, column], left)
             target.store([row, column + BLOCK_N // 2], right)
         else:
-            _write(total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS)
+            _write(
+                total, out, scale_a, scale_b, bias, row, column, M, N, stride_out, step_a, step_b,
+                BLOCK_M, BLOCK_N, STEPS, BIAS,
+            )  # fmt: skip
 
 
 @triton.jit
 def stream_kernel(
-    a_pointer, b_pointer, scale_a, scale_b, out, partials, arrived, items, offsets,
+    a_pointer, b_pointer, scale_a, scale_b, out, bias, partials, arrived, items, offsets,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr,
+    STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """Pieces of tiles, dealt out by the host (``quantized_mm_shares``).
 
@@ -198,5 +213,8 @@ def stream_kernel(
                 for other in range(1, pieces):
                     total += tl.load(slots + other * SIZE, cache_modifier=".cg")
         if complete:
-            _write(total, out, scale_a, scale_b, row, column, M, N, stride_out, step_a, step_b, BLOCK_M, BLOCK_N, STEPS)
+            _write(
+                total, out, scale_a, scale_b, bias, row, column, M, N, stride_out, step_a, step_b,
+                BLOCK_M, BLOCK_N, STEPS, BIAS,
+            )  # fmt: skip
         index += 1

@@ -19,8 +19,8 @@ from .rule import QUANTISABLE, rule_of
 GAIN = 0.95
 """A scheme must be predicted to take less than this share of the exact product's time: the first price is no better."""
 
+_FORWARD = "the forward stays in full precision (HOT, section 3)"
 _ALWAYS_EXACT = {
-    Role.FORWARD: "the forward stays in full precision (HOT, section 3)",
     Role.ACTIVATION: "no product of activations with an nn.Parameter",
     Role.PARAMETERS: "a product of parameters only, whose contracted axis holds no tokens",
 }
@@ -52,6 +52,8 @@ class ChooseSchemes:
         if gemm.role in _ALWAYS_EXACT:
             return Decision(gemm, exact, exact_cost, exact_cost, _ALWAYS_EXACT[gemm.role])
         choice = self.policy.choice(gemm.layer, gemm.role)
+        if gemm.role is Role.FORWARD and all(isinstance(scheme, Exact) for scheme in choice.schemes):
+            return Decision(gemm, exact, exact_cost, exact_cost, _FORWARD)
         priced: list[tuple[Scheme, Cost]] = []
         rejected: list[Candidate] = []
         for asked in choice.schemes:

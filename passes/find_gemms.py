@@ -87,7 +87,7 @@ def _describe(
         device=value(left).device.type,
         left=joint.representative(strip_transpose(left)[0]).name,
         right=joint.representative(strip_transpose(right)[0]).name,
-        op=str(node.target).split(".")[1],
+        op=str(node.target).split(".")[1] + (" with factors" if node.kwargs else ""),
         gradient=gradient,
         batch=_size(batch[0]) if batch else Size(1),
         weight=weight,

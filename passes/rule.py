@@ -97,8 +97,8 @@ def why_not_quantised(gemm: Gemm) -> str:
         return "a batched product of a parameter is left alone"
     if gemm.op == "bmm":
         return "a batched product is left alone"
-    if gemm.op != "mm":
-        return "a product with a fused addition is left alone in the backward"
+    if gemm.op not in (("mm", "addmm") if gemm.role is Role.FORWARD else ("mm",)):
+        return f"{gemm.op} is left alone"
     if 0 in (gemm.M.hint, gemm.N.hint, gemm.K.hint):
         return "an empty product"
     if gemm.device == "cuda" and importlib.util.find_spec("triton") is None:
@@ -107,8 +107,15 @@ def why_not_quantised(gemm: Gemm) -> str:
 
 
 def product_of_codes(
-    editor: GraphEditor, node: fx.Node, left: tuple[fx.Node, ...], right: tuple[fx.Node, ...], group: int
+    editor: GraphEditor,
+    node: fx.Node,
+    left: tuple[fx.Node, ...],
+    right: tuple[fx.Node, ...],
+    group: int,
+    *,
+    bias: fx.Node | None = None,
+    backward: bool = True,
 ) -> fx.Node:
     """The quantised product of two (integers, scales) pairs, in the dtype of the product that it replaces."""
-    arguments = (left[0], right[0], left[1], right[1], group, value(node).dtype)
-    return editor.call(load()["quantized_mm"].op, arguments, node, backward=True)
+    arguments = (left[0], right[0], left[1], right[1], group, value(node).dtype, bias)
+    return editor.call(load()["quantized_mm"].op, arguments, node, backward=backward)

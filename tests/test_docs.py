@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hadamard_fx.errors import HadamardError
-from hadamard_fx.options import DEFAULTS, GRADIENTS
+from hadamard_fx.options import DEFAULTS, PRODUCTS
 from hadamard_fx.policy import PROFILES
 from hadamard_fx.profiles import DEFAULT_SCHEMES
 
@@ -69,7 +69,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_option_and_field_is_documented():
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    fields = {name for role in GRADIENTS.values() for name in DEFAULT_SCHEMES[role].__dataclass_fields__}
+    fields = {name for role in PRODUCTS.values() for name in DEFAULT_SCHEMES[role].__dataclass_fields__}
     missing = [name for name in (*DEFAULTS, *fields, "auto", "hot", "exact") if f"`{name}`" not in page]
     assert not missing
 

@@ -132,7 +132,7 @@ BAD = {
         OverrideError,
         "override 'fc': unknown profile 'exat'; did you mean 'exact'?",
     ),
-    "rule type": ({"overrides": {"fc": 8}}, OverrideError, 'expected "exact", another profile, or {"grad_input"'),
+    "rule type": ({"overrides": {"fc": 8}}, OverrideError, 'expected "exact", another profile, or {"forward"'),
     "rule empty": ({"overrides": {"fc": {}}}, OverrideError, "got {}"),
     "rule role": ({"overrides": {"fc": {"grad_out": "exact"}}}, OverrideError, "unknown product 'grad_out'"),
     "device": ({"device_profile": 3}, OptionError, "expected the name of a device profile or the path"),

@@ -1,6 +1,7 @@
 """HQ: g_x = Q(g_y B) Q(Bᵀ w)ᵀ with B = I ⊗ H along the contracted axis O (HOT, section 3).
 
-The weight is quantised in the backward, so that no second copy of it lives between forward and backward.
+The weight is quantised in the backward, so that no second copy of it lives between forward and backward. Where the
+policy asks for it, the forward is computed the same way along I: y = Q(x B) Q(w B)ᵀ, both rounded to nearest.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.roofline import seconds
 from hadamard_fx.kernels import quantize_rows, quantize_weight, quantized_mm
 from hadamard_fx.kernels.library import load
+from hadamard_fx.kernels.traffic import Traffic
 from hadamard_fx.plan import Cost, Gemm, Role
 from hadamard_fx.scheme import Hadamard
 
-from ..editing import GraphEditor
+from ..editing import GraphEditor, inherit_recomputation
 from ..find_gemms import operands
 from ..joint_graph import CASTS, strip_transpose, value
 from ..rule import SchemeRule, itemsize, product_of_codes, register_rule, why_not_quantised
+
+aten = torch.ops.aten
 
 MASTERS = {(torch.float32, torch.bfloat16), (torch.float32, torch.float16)}
 """(dtype of the parameter, dtype that autocast multiplies in): the casts that may be left out."""
@@ -28,10 +32,10 @@ MASTERS = {(torch.float32, torch.bfloat16), (torch.float32, torch.float16)}
 
 @register_rule
 class HadamardRule(SchemeRule):
-    """Full-rank quantised product for the gradient of a layer's input."""
+    """Full-rank quantised product for the gradient of a layer's input, and for its forward."""
 
     scheme = Hadamard
-    roles = frozenset({Role.GRAD_INPUT})
+    roles = frozenset({Role.GRAD_INPUT, Role.FORWARD})
 
     def refine(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile) -> Hadamard:
         if scheme.carrier != "auto":
@@ -42,6 +46,8 @@ class HadamardRule(SchemeRule):
         return super().illegal(scheme, gemm) or why_not_quantised(gemm)
 
     def price(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
+        if gemm.role is Role.FORWARD:
+            return Cost(seconds(_forward_launches(scheme, gemm), profile))
         tokens, channels, size = gemm.gradient_extent, gemm.saved_extent, itemsize(gemm)
         launches = [
             quantize_rows.traffic(tokens, gemm.K.hint, scheme.order, size),
@@ -51,6 +57,8 @@ class HadamardRule(SchemeRule):
         return Cost(seconds(launches, profile))
 
     def rewrite(self, scheme: Hadamard, node: fx.Node, editor: GraphEditor) -> fx.Node:
+        if node not in editor.joint.tangent_closure:
+            return _forward(scheme, node, editor)
         left, right = operands(node)
         codes = []
         for operand, is_left in ((left, True), (right, False)):
@@ -72,11 +80,64 @@ class HadamardRule(SchemeRule):
         self, scheme: Hadamard, operand: fx.Node, is_left: bool, node: fx.Node, editor: GraphEditor
     ) -> tuple[fx.Node, ...]:
         contracted_first = editor.transposed(operand, backward=True) if is_left else operand
-        arguments = (_uncast(contracted_first, editor), scheme.order, scheme.bits, scheme.scale, scheme.carrier)
+        arguments = (
+            _uncast(contracted_first, editor, backward=True),
+            scheme.order,
+            scheme.bits,
+            scheme.scale,
+            scheme.carrier,
+        )
         return editor.results(editor.call(load()["quantize_weight"].op, arguments, node, backward=True), 2)
 
 
-def _uncast(weight: fx.Node, editor: GraphEditor) -> fx.Node:
+def _forward_launches(scheme: Hadamard, gemm: Gemm) -> list[Traffic]:
+    m, n, k, size = gemm.M.hint, gemm.N.hint, gemm.K.hint, itemsize(gemm)
+    quantised = [quantize_rows.traffic(rows, k, scheme.order, size) for rows in (m, n)]
+    return [*quantised, quantized_mm.traffic(m, n, k, scheme.carrier, size)]
+
+
+def _forward(scheme: Hadamard, node: fx.Node, editor: GraphEditor) -> fx.Node:
+    """y = Q(x B) Q(w B)ᵀ + b in place of ``node``, an mm or an addmm."""
+    left, right = (
+        _forward_codes(scheme, operand, index == 0, node, editor) for index, operand in enumerate(operands(node))
+    )
+    bias = node.args[0] if node.target is aten.addmm.default else None
+    in_kernel = bias if isinstance(bias, fx.Node) and value(bias).dim() == 1 else None
+    product = product_of_codes(editor, node, left, right, group=0, bias=in_kernel, backward=False)
+    inherit_recomputation(product, node)
+    if bias is in_kernel:
+        return product
+    added = editor.call(aten.add.Tensor, (product, bias), node, backward=False)
+    inherit_recomputation(added, node)
+    return added
+
+
+def _forward_codes(
+    scheme: Hadamard, operand: fx.Node, is_left: bool, node: fx.Node, editor: GraphEditor
+) -> tuple[fx.Node, ...]:
+    """Integers and scales of an operand as rows along the contracted axis, made once for all products that read it."""
+    if operand in editor.joint.parameters_of:
+        operand = _uncast(operand, editor, backward=False)
+    base, swapped = strip_transpose(operand)
+    base = editor.joint.representative(base)
+    rows_first = swapped is not is_left
+    settings = (scheme.order, scheme.bits, scheme.scale)
+
+    def build() -> tuple[fx.Node, ...]:
+        name = "quantize_rows" if rows_first else "quantize_weight"
+        before, after = ((None,), (scheme.rounding,)) if rows_first else ((), ())
+        arguments = (base, *before, *settings, *after, scheme.carrier)
+        made = editor.call(load()[name].op, arguments, node, backward=False)
+        parts = editor.results(made, 2)
+        for part in (made, *parts):
+            inherit_recomputation(part, node)
+        return parts
+
+    results: tuple[fx.Node, ...] = editor.once((base, rows_first, scheme), build)
+    return results
+
+
+def _uncast(weight: fx.Node, editor: GraphEditor, *, backward: bool) -> fx.Node:
     """The master copy below autocast's cast: the cast copy then need not live until the backward."""
     base, swapped = strip_transpose(weight)
     if base.target not in CASTS:
@@ -84,4 +145,4 @@ def _uncast(weight: fx.Node, editor: GraphEditor) -> fx.Node:
     master, swapped_below = strip_transpose(base.all_input_nodes[0])
     if master.op != "placeholder" or (value(master).dtype, value(base).dtype) not in MASTERS:
         return weight
-    return editor.transposed(master, backward=True) if swapped != swapped_below else master
+    return editor.transposed(master, backward=backward) if swapped != swapped_below else master

@@ -55,6 +55,11 @@ def agree(out: torch.Tensor, want: torch.Tensor, grouped: bool) -> None:
         assert torch.equal(out, want)
 
 
+gpu = pytest.mark.gpu
+if not torch.cuda.is_available():
+    gpu = pytest.mark.skip(reason="needs a CUDA device")
+
+
 @pytest.mark.parametrize("carrier", [torch.int8, FP8], ids=["int8", "fp8"])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s[:3])) + f"g{s[3]}")
 def test_cpu_is_exact(shape: tuple[int, int, int, int], carrier: torch.dtype) -> None:
@@ -74,6 +79,30 @@ def test_any_size(m: int, n: int, k: int, tensor: bool) -> None:
         scale_a, scale_b = scale_a[:, :1], scale_b[:, :1]
     out = OP(a, b, scale_a, scale_b, 0, torch.float32)
     assert torch.equal(out, expected(a, b, scale_a.expand(1, m), scale_b.expand(1, n), 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("shape", [(5, 7, 64, 0), (3, 4, 96, 48), (4, 6, 0, 0)], ids=str)
+def test_bias_is_added_before_the_result_is_rounded(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    m, n, k, group = shape
+    data, bias = operands(m, n, k, group), torch.randn(n).to(dtype)
+    want = (expected(*data, group) + bias.float()).to(dtype)
+    torch.testing.assert_close(OP(*data, group, dtype, bias), want, rtol=0, atol=1e-6 if dtype == torch.float32 else 0)
+    torch.testing.assert_close(quantized_mm.cpu(*data, group, dtype, bias), want, rtol=0, atol=1e-6)
+    reference = quantized_mm.reference(*data, group, bias)
+    torch.testing.assert_close(OP(*data, group, torch.float32, bias).double(), reference, rtol=1e-5, atol=1e-5)
+    torch.library.opcheck(OP, (*data, group, dtype, bias))
+
+
+@gpu
+@pytest.mark.gpu
+def test_gpu_bias() -> None:
+    for m, n, k, group in [(300, 520, 2064, 0), (768, 384, 25216, 0), (96, 80, 200, 20)]:
+        data, bias = operands(m, n, k, group, torch.int8, "cuda"), torch.randn(n, device="cuda").bfloat16()
+        want = expected(*data, group) + bias.float()
+        for dtype in (torch.float32, torch.bfloat16):
+            out = OP(*data, group, dtype, bias)
+            torch.testing.assert_close(out.float(), want, rtol=2**-8, atol=2**-8 * want.abs().max().item())
 
 
 def test_extreme_integers_do_not_saturate() -> None:
@@ -179,13 +208,13 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
         for carrier in (torch.int8, FP8):
             data = operands(m, n, k, group, carrier)
             out = torch.full((m, n), float("nan"))
-            cuda.Product(tile, configs.problem(*data, group, torch.float32))(*data, out)
+            cuda.Product(tile, configs.problem(*data, group, torch.float32))(*data, out, data[3])
             agree(out, expected(*data, group), bool(group))
+            bias = torch.randn(n, dtype=torch.float16)
+            cuda.Product(tile, configs.problem(*data, group, torch.float32, bias))(*data, out, bias)
+            agree(out, expected(*data, group) + bias.float(), True)
 
 
-gpu = pytest.mark.gpu
-if not torch.cuda.is_available():
-    gpu = pytest.mark.skip(reason="needs a CUDA device")
 ODD = [
     *SHAPES, (300, 520, 2064, 0), (768, 384, 25216, 0), (2048, 2056, 1000, 0), (384, 256, 8200, 512), (96, 80, 200, 20),
     (768, 3072, 3200, 0), (2048, 1300, 4096, 256),
@@ -207,7 +236,7 @@ def test_gpu_every_configuration(shape: tuple[int, int, int, int], carrier: torc
     want = expected(*data, group)
     for tile in configs.candidates(posed):
         out = torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
-        cuda.Product(tile, posed)(*data, out)
+        cuda.Product(tile, posed)(*data, out, data[3])
         if group:
             torch.testing.assert_close(out.float(), want, rtol=0.0, atol=2**-7 * want.abs().max().item())
         else:

@@ -95,7 +95,7 @@ SPOILS: dict[Spoil, str] = {
     wrong_value: "every node carries meta['val'], and it matches the op's fake result",
     missing_value: "every node carries meta['val'], and it matches the op's fake result",
     shared_draw: "every stochastic rounding has a random draw of its own",
-    quantised_forward: "the forward is exact",
+    quantised_forward: "the forward is exact unless the plan quantises it",
 }
 
 
