@@ -135,7 +135,7 @@ def test_device_contains_poison_and_takes_nothing() -> None:
 def test_what_does_not_compile_names_kernel_and_shape() -> None:
     from hadamard_fx.kernels import triton_rows
 
-    tile = {"ROWS": 3, "PIECES": 1, "WIDTH": 16, "CHUNKS": 1, "HOLD": True}  # three is no power of two
+    tile = {"ROWS": 3, "PIECES": 1, "WIDTH": 16, "CHUNKS": 1, "HOLD": True, "num_warps": 4}  # no power of 2
     with pytest.raises(KernelError, match=r"quantize_rows.*R=4 K=16"):
         triton_rows.quantize_rows(torch.zeros(4, 16, device="cuda"), None, 16, 4, "token", "nearest", "int8", tile=tile)
 
