@@ -130,16 +130,19 @@ def _vit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return WithLoss(), {"x": torch.randn(5, 3, 224, 224, device="cuda")}
 
 
-@pytest.mark.parametrize(("package", "make"), [("transformers", _llama), ("timm", _vit)], ids=["llama", "deit"])
-def test_a_strangers_model_trains_ten_steps(package: str, make: Callable[[], Any]) -> None:
+@pytest.mark.parametrize(
+    ("package", "make", "rate"), [("transformers", _llama, 0.05), ("timm", _vit, 0.003)], ids=["llama", "deit"]
+)
+def test_a_strangers_model_trains_ten_steps(package: str, make: Callable[[], Any], rate: float) -> None:
+    """At a rate at which the exact model's losses fall from step to step."""
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     torch.manual_seed(0)
     model, inputs = make()
     model = model.to("cuda", torch.bfloat16)
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
-    ours = train(model, inputs, backend=hadamard_fx.hadamard, options=HOT)
-    theirs = train(model, inputs, backend="inductor")
+    ours = train(model, inputs, rate, backend=hadamard_fx.hadamard, options=HOT)
+    theirs = train(model, inputs, rate, backend="inductor")
     assert ours[0] == theirs[0]
     assert ours[0] - ours[-1] > 0.5 * (theirs[0] - theirs[-1]) > 0, (ours, theirs)
     decisions = [d for report in hadamard_fx.reports() for d in report.plan.decisions]
@@ -147,10 +150,10 @@ def test_a_strangers_model_trains_ten_steps(package: str, make: Callable[[], Any
     assert rewritten and all(d.rewritten for d in rewritten)
 
 
-def train(model: nn.Module, inputs: dict[str, torch.Tensor], **compilation: Any) -> list[float]:
+def train(model: nn.Module, inputs: dict[str, torch.Tensor], rate: float, **compilation: Any) -> list[float]:
     """The losses of ten steps of a copy of ``model``."""
     model = copy.deepcopy(model)
-    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    optimizer = torch.optim.SGD(model.parameters(), rate)
     compiled = torch.compile(model, **compilation)
     losses = []
     for _ in range(10):
