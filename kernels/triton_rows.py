@@ -22,6 +22,7 @@ from .triton_launch import Launch
 from .triton_transform import (
     exact_dot,
     floored,
+    in_order,
     larger_magnitude,
     magnitude_bits,
     matrix_dtype,
@@ -50,7 +51,7 @@ def _chunk(x, row, first, rows, columns, stride_row, matrix, PIECES: tl.constexp
     column = first + (piece % PIECES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     pointer = x + row[:, None].to(tl.int64) * stride_row + column
     tile = tl.load(pointer, mask=(row[:, None] < rows) & (column < columns), other=0.0)
-    return tl.reshape(exact_dot(tile, matrix), (ROWS, PIECES * WIDTH))
+    return tl.reshape(in_order(exact_dot(tile, matrix)), (ROWS, PIECES * WIDTH))
 
 
 @triton.jit(do_not_specialize_on_alignment=["seed"])
@@ -108,17 +109,20 @@ def _rows_kernel(
             tl.store(scale, tl.max(amax, 0) * scale_per_amax)
         factor = quantising_factor(amax, QMAX)[:, None]
         counter = weyl(row.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
+        draws = weyl(tl.arange(0, CHUNK))[None, :]
         target = q + row[:, None].to(tl.int64) * padded
         if HOLD:
             for chunk in tl.static_range(CHUNKS):
                 column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
-                integers = rounded(held[chunk], factor, counter + weyl(column), ROUNDING, q.dtype.element_ty)
+                integers = rounded(
+                    held[chunk], factor, (counter + weyl(chunk * CHUNK)) + draws, ROUNDING, q.dtype.element_ty
+                )
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
         else:
             for chunk in range(CHUNKS):
                 v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
                 column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
-                integers = rounded(v, factor, counter + weyl(column), ROUNDING, q.dtype.element_ty)
+                integers = rounded(v, factor, (counter + weyl(chunk * CHUNK)) + draws, ROUNDING, q.dtype.element_ty)
                 tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
 
 

@@ -51,10 +51,16 @@ def walsh_entry(sequency, column, LOG_ORDER: tl.constexpr):
 
 
 @triton.jit
+def _permuted(column, COLUMNS: tl.constexpr):
+    """Which column of the result a column of the product is for; see ``in_order``."""
+    return (column % 8 // 2) * (COLUMNS // 4) + (column // 8) * 2 + column % 2
+
+
+@triton.jit
 def row_matrix(WIDTH: tl.constexpr, ORDER: tl.constexpr, LOG_ORDER: tl.constexpr, dtype: tl.constexpr):
-    """I ⊗ H [WIDTH, WIDTH]."""
+    """I ⊗ H [WIDTH, WIDTH], its columns in the order that ``in_order`` undoes."""
     j = tl.arange(0, WIDTH)[:, None]
-    s = tl.arange(0, WIDTH)[None, :]
+    s = _permuted(tl.arange(0, WIDTH), WIDTH)[None, :]
     entry = walsh_entry(s % ORDER, j % ORDER, LOG_ORDER)
     return tl.where(j // ORDER == s // ORDER, entry, 0).to(dtype)
 
@@ -68,11 +74,27 @@ def token_matrix(
     KEPT: tl.constexpr,
     dtype: tl.constexpr,
 ):
-    """(I ⊗ Ĥ)ᵀ [BLOCKS·ORDER, BLOCKS·KEPT]; KEPT is RANK rounded up to a power of two, the columns between are 0."""
+    """(I ⊗ Ĥ)ᵀ [BLOCKS·ORDER, BLOCKS·KEPT]; KEPT is RANK rounded up to a power of two, the columns between are 0.
+
+    The columns stand in the order that ``in_order`` undoes.
+    """
     t = tl.arange(0, BLOCKS * ORDER)[:, None]
-    s = tl.arange(0, BLOCKS * KEPT)[None, :]
+    s = _permuted(tl.arange(0, BLOCKS * KEPT), BLOCKS * KEPT)[None, :]
     entry = walsh_entry(s % KEPT, t % ORDER, LOG_ORDER)
     return tl.where((t // ORDER == s // KEPT) & (s % KEPT < RANK), entry, 0).to(dtype)
+
+
+@triton.jit
+def in_order(v):
+    """The result of a product with one of the matrices above, its columns in order.
+
+    A thread holds two neighbours of every eight columns of a product. It is made to hold neighbours throughout, so
+    that packing them into words moves no byte between threads.
+    """
+    ROWS: tl.constexpr = v.shape[0]
+    COLUMNS: tl.constexpr = v.shape[1]
+    pairs = tl.permute(tl.reshape(v, (ROWS, COLUMNS // 8, 4, 2)), (0, 2, 1, 3))
+    return tl.reshape(pairs, (ROWS, COLUMNS))
 
 
 @triton.jit
@@ -136,7 +158,7 @@ def seed_word(seed, ROUNDING: tl.constexpr):
 @triton.jit
 def weyl(index):
     """index·A modulo 2^32."""
-    return index.to(tl.uint32) * _WEYL
+    return tl.cast(index, tl.uint32) * _WEYL
 
 
 @triton.jit
