@@ -104,6 +104,13 @@ def is_fake(value: Any) -> bool:
     return isinstance(value, FakeTensor)
 
 
+def triton_cache_directory(device: int) -> str:
+    """Where Inductor has Triton keep compiled kernels."""
+    from torch._inductor.runtime.cache_dir_utils import triton_cache_dir
+
+    return triton_cache_dir(device)
+
+
 def raw_stream(device: int) -> int:
     """The address of the current stream of a CUDA device."""
     stream: int = torch._C._cuda_getCurrentRawStream(device)

@@ -1,9 +1,10 @@
-"""Compiling the Triton kernels of a graph in threads, while Inductor is still busy with the rest of it.
+"""Compiling the Triton kernels of a graph while Inductor is still busy with the rest of it.
 
 A kernel compiled when it is first launched would keep the first step waiting, one kernel after the other. Here a call
 is made with fake tensors: the launcher decides everything as usual, down to ``submit``, which gets what the compiler
-must be asked. Triton compiles outside Python's lock most of the time. Who launches a kernel that is not there waits for
-all that was submitted.
+must be asked. Other processes compile (``triton_worker.py``), because a thread would take Python's lock from Inductor,
+and leave the result in Triton's cache on disk. Who launches a kernel that is not there waits for all that was
+submitted, then finds it in that cache.
 
 A compilation that fails here fails again, and is reported, where the kernel is launched.
 """
@@ -14,6 +15,11 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -23,9 +29,12 @@ from hadamard_fx import compat
 
 from .library import Kernel
 
-__all__ = ["prepare", "submit", "wait"]
+__all__ = ["cache_directory", "prepare", "start", "submit", "wait"]
 
 _SUBMITTED: dict[Any, concurrent.futures.Future[None]] = {}
+_LONGEST_SECONDS = 120
+_IDLE_SECONDS = 60
+"""A process that has nothing to do for so long ends: it holds a few hundred megabytes."""
 
 
 def prepare(calls: Iterable[tuple[Kernel, tuple[Any, ...]]]) -> None:
@@ -44,29 +53,38 @@ def prepare(calls: Iterable[tuple[Kernel, tuple[Any, ...]]]) -> None:
             kernel.cuda(*arguments)
 
 
+def start() -> None:
+    """Start the processes: their imports take as long as tracing a model does."""
+    _workers()
+
+
 def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, int], device: torch.device) -> None:
-    """Compile, in a thread, the specialisation of a ``triton.jit`` kernel that a launch will need.
+    """Have the specialisation of a ``triton.jit`` kernel compiled that a launch will need.
 
     Args:
-        kernel: the kernel.
+        kernel: the kernel, known in its module by its own name.
         arguments: of the launch, fake tensors among them; the real ones are taken to start at multiples of 16 bytes.
         options: Triton's, ``num_warps`` for instance.
         device: CUDA device of the launch.
     """
     typed = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
-    key = (id(kernel), tuple(map(_specialised, typed)), tuple(options.items()), device.index)
-
-    def compilation() -> None:
-        with contextlib.suppress(Exception), torch.cuda.device(device):
-            kernel.warmup(*typed, grid=(1,), **options)
-
-    if key not in _SUBMITTED:
-        _SUBMITTED[key] = _pool().submit(compilation)
+    name = (kernel.fn.__module__, kernel.fn.__name__)
+    key = (name, tuple(map(_specialised, typed)), tuple(options.items()), device.index)
+    if key not in _SUBMITTED and _workers():
+        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        _SUBMITTED[key] = done
+        target = _target(device.index or 0)
+        _QUEUE.put(((*name, typed, dict(options), target, cache_directory(device)), done))
 
 
 def wait() -> None:
-    """Return when all that was submitted is compiled."""
-    concurrent.futures.wait(list(_SUBMITTED.values()))
+    """Return when all that was submitted is compiled, or took so long that it is better not to wait for it."""
+    concurrent.futures.wait(list(_SUBMITTED.values()), timeout=_LONGEST_SECONDS)
+
+
+def cache_directory(device: torch.device) -> str:
+    """Where Triton keeps what it compiled: where Inductor will tell it to, and this process from now on."""
+    return os.environ.setdefault("TRITON_CACHE_DIR", compat.triton_cache_directory(device.index or 0))
 
 
 def _specialised(argument: Any) -> Any:
@@ -77,5 +95,52 @@ def _specialised(argument: Any) -> Any:
 
 
 @functools.cache
-def _pool() -> concurrent.futures.ThreadPoolExecutor:
-    return concurrent.futures.ThreadPoolExecutor(min(16, os.cpu_count() or 1), "hadamard-compile")
+def _target(device: int) -> tuple[str, int, int]:
+    """What Triton compiles for: backend, compute capability as 90, threads of a warp."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return "cuda", 10 * major + minor, 32
+
+
+_QUEUE: queue.SimpleQueue[tuple[Any, concurrent.futures.Future[None]]] = queue.SimpleQueue()
+
+
+@functools.cache
+def _workers() -> tuple[threading.Thread, ...]:
+    """A thread for each process; none on a machine without processors to spare, where launches compile."""
+    count = min(8, (os.cpu_count() or 1) // 2 if (os.cpu_count() or 1) >= 4 else 0)
+    threads = tuple(threading.Thread(target=_serve, name=f"hadamard-compile-{n}", daemon=True) for n in range(count))
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _serve() -> None:
+    """Hand jobs to one process, which starts now, and again when it is needed again."""
+    process = _process()
+    while True:
+        try:
+            job, done = _QUEUE.get(timeout=_IDLE_SECONDS)
+        except queue.Empty:
+            if process is not None:
+                process.communicate()
+                process = None
+            continue
+        if process is None or process.poll() is not None:
+            process = _process()
+        with contextlib.suppress(Exception):
+            assert process is not None and process.stdin is not None and process.stdout is not None
+            pickle.dump(job, process.stdin)
+            process.stdin.flush()
+            process.stdout.read(1)
+        done.set_result(None)
+
+
+def _process() -> subprocess.Popen[bytes] | None:
+    """A process that ends when its input does; None where the system allows none."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", f"{__package__}.triton_worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    try:
+        return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
+    except OSError:
+        return None

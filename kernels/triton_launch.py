@@ -58,6 +58,7 @@ class Launch:
 
     def _first(self, tensors: tuple[Tensor, ...], keep: bool) -> None:
         ahead.wait()
+        ahead.cache_directory(tensors[0].device)
         made = self.kernel[self.grid](*tensors, *self.values, **self.options)
         if keep and made is not None and torch.cuda.is_available():  # the interpreter compiles nothing
             self.compiled[tensors[0].get_device()] = made[self.grid]

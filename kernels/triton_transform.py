@@ -183,3 +183,10 @@ def rounded(v, factor, counter, ROUNDING: tl.constexpr, dtype: tl.constexpr):
     else:
         q = (shifted - _ROUNDER).to(dtype)
     return q
+
+
+# Triton hashes a function when it is first asked for, and hashes a caller otherwise before its callees than after them:
+# kernels that share callees would have a name in the cache that depends on who came first. Callees come first here.
+for _function in list(globals().values()):
+    if isinstance(_function, triton.JITFunction):
+        _function.cache_key  # noqa: B018

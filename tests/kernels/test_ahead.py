@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,3 +50,30 @@ def test_other_calls_are_passed_over(submitted: list[tuple[Any, ...]]) -> None:
         x = torch.empty(4, 16, dtype=torch.bfloat16, device="cuda")
     ahead.prepare([(KERNELS["quantize_rows"], (x, None, 16, 4, "token", "nearest", "no such carrier"))])
     assert not submitted
+
+
+def test_a_process_without_a_device_fills_the_cache(submitted: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    with FakeTensorMode():
+        x = torch.empty(64, 96, dtype=torch.bfloat16, device="cuda")
+    ahead.prepare([(KERNELS["quantize_rows"], (x, None, 16, 4, "token", "nearest", "int8"))])
+    kernel, arguments, options, _ = submitted[0]
+    typed = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
+    job = (kernel.fn.__module__, kernel.fn.__name__, typed, options, ("cuda", 90, 32), str(tmp_path))
+    process = ahead._process()
+    assert process is not None
+    answers, _ = process.communicate(pickle.dumps(job) * 2, timeout=120)
+    assert (answers, process.returncode) == (b"..", 0)
+    assert [path.name for path in tmp_path.rglob("*.cubin")] == ["_rows_kernel.cubin"]
+
+
+NAMES = """
+from hadamard_fx.kernels import triton_quantized_mm as products, triton_rows as rows, triton_tokens as tokens
+kernels = [rows._rows_kernel, tokens._tokens_kernel, products.tiles_kernel, products.stream_kernel]
+print(sorted((kernel.fn.__name__, kernel.cache_key) for kernel in {}(kernels)))
+"""
+
+
+def test_a_kernel_has_one_name_whoever_comes_first() -> None:
+    commands = ([sys.executable, "-c", NAMES.format(order)] for order in ("list", "reversed"))
+    first, second = (subprocess.run(command, capture_output=True, check=True).stdout for command in commands)
+    assert first == second
