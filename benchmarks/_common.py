@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import json
 import os
 import platform
@@ -28,13 +29,11 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import hadamard_fx  # noqa: E402  the checkout's own
-
 __all__ = [
     "ROOT",
     "arguments",
-    "compile_with",
     "forget",
+    "free",
     "interleaved",
     "median",
     "ratio",
@@ -59,23 +58,6 @@ def arguments(
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device is available")
     return options
-
-
-def compile_with(contender: str, target: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """``target`` as ``contender`` runs it: ``"eager"``, ``"inductor"``, or the name of a profile of hadamard.
-
-    Fields of schemes may follow the profile: ``"hot+grad_weight.group=0+grad_input.carrier=int8"``.
-    """
-    if contender == "eager":
-        return target
-    if contender == "inductor":
-        return torch.compile(target, backend="inductor")
-    profile, *settings = contender.split("+")
-    for setting in settings:
-        path, _, value = setting.partition("=")
-        role, _, field = path.partition(".")
-        options.setdefault(role, {})[field] = int(value) if value.isdigit() else value
-    return torch.compile(target, backend=hadamard_fx.hadamard, options={"profile": profile, **options})
 
 
 def warm_up(device: str) -> None:
@@ -127,6 +109,12 @@ def ratio(values: Mapping[str, float], base: str) -> dict[str, float]:
 def forget() -> None:
     """Drop compiled code and what the device's allocator holds."""
     torch._dynamo.reset()
+    free()
+
+
+def free() -> None:
+    """Give memory that nobody refers to back to the device."""
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -142,10 +130,12 @@ def record(
     if not console.is_terminal:
         console = Console(width=150)
     console.print(table)
-    today = datetime.date.today().isoformat()
+    now = datetime.datetime.now()
+    today = now.date().isoformat()
     data = {
         "benchmark": name,
         "date": today,
+        "time": now.astimezone(datetime.UTC).isoformat(timespec="seconds"),
         "quick": options.quick,
         "device": device_name(options.device),
         "host": {
@@ -155,7 +145,7 @@ def record(
         },
         "versions": _versions(),
         "commit": _commit(),
-        "command": shlex.join(["python", str(Path(sys.argv[0]).name), *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "rows": list(rows),
         **(figures or {}),
     }
@@ -173,6 +163,8 @@ def device_name(device: str) -> str:
 
 
 def _text(value: object) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:.3g}" if abs(value) < 1e-2 or abs(value) >= 1e5 else f"{value:.3f}"
     return str(value)
@@ -188,7 +180,7 @@ def _cpu_name() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda or "none"}
-    for package in ("triton", "timm", "transformers", "hadamard-fx"):
+    for package in ("triton", "timm", "transformers", "torchao", "hadamard-fx"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -28,6 +28,10 @@ class Workload:
     description: str
 
 
+Factory = Callable[[int, str, torch.dtype, bool], Workload]
+"""(batch or 0 for the usual one, device, dtype, quick: a tiny form for a CPU) -> the workload."""
+
+
 class Classifier(nn.Module):
     """Cross entropy, in float32, of a model of images."""
 
@@ -47,7 +51,7 @@ class LanguageModel(nn.Module):
         self.model = model
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        hidden = self.model.model(input_ids=tokens, use_cache=False).last_hidden_state
+        hidden = self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
         logits = self.model.lm_head(hidden).float()
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), labels.view(-1))
 
@@ -59,14 +63,26 @@ def _images(
     return images, torch.randint(classes, (batch,), device=device)
 
 
-def vit_b16(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
-    """timm's vit_base_patch16_224, 86 M parameters, 197 tokens an image."""
-    timm = importlib.import_module("timm")
+def _sentences(vocabulary: int, batch: int, length: int, device: str) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(vocabulary, (batch, length + 1), device=device)
+    return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
-    batch = batch or (8 if quick else 256)
-    model = timm.create_model("vit_base_patch16_224", pretrained=False, **({"depth": 2} if quick else {}))
-    module = Classifier(model).to(device, dtype)
-    return Workload(module, _images(batch, 224, 3, 1000, device, dtype), f"timm vit_base_patch16_224, batch {batch}")
+
+def _timm(name: str, usual: int, **tiny: Any) -> Factory:
+    """The factory of a model of timm.
+
+    Args:
+        usual: images of 224×224 in a batch; the quick form has two.
+        tiny: settings of the quick form.
+    """
+
+    def build(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
+        timm = importlib.import_module("timm")
+        batch = batch or (2 if quick else usual)
+        module = Classifier(timm.create_model(name, pretrained=False, **(tiny if quick else {}))).to(device, dtype)
+        return Workload(module, _images(batch, 224, 3, 1000, device, dtype), f"timm {name}, batch {batch}")
+
+    return build
 
 
 def vit_b(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
@@ -85,32 +101,68 @@ def digits(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload
     return Workload(module, _images(batch, 8, 1, 10, device, dtype), f"examples.vit for digits, batch {batch}")
 
 
-def llama_1b(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
-    """A Llama of 1 B parameters: 16 layers, 2048, 8192, GQA 32/8, vocabulary 32000, sequences of 2048 tokens."""
+def _llama(usual: int, tokens: int) -> Factory:
+    """The factory of a Llama of 1 B parameters: 16 layers, 2048, 8192, GQA 32/8, vocabulary 32000.
+
+    Args:
+        usual: sequences in a batch, of ``tokens`` each.
+    """
+
+    def build(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
+        transformers = importlib.import_module("transformers")
+        batch, length = batch or (2 if quick else usual), 128 if quick else tokens
+        config = transformers.LlamaConfig(
+            hidden_size=256 if quick else 2048,
+            intermediate_size=1024 if quick else 8192,
+            num_hidden_layers=2 if quick else 16,
+            num_attention_heads=4 if quick else 32,
+            num_key_value_heads=1 if quick else 8,
+            vocab_size=1000 if quick else 32000,
+            max_position_embeddings=tokens,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+        with torch.device(device):
+            module = LanguageModel(transformers.LlamaForCausalLM(config)).to(dtype)
+        inputs = _sentences(config.vocab_size, batch, length, device)
+        return Workload(module, inputs, f"Llama, 16 layers of 2048/8192, {batch}×{length} tokens")
+
+    return build
+
+
+def gpt2_medium(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
+    """GPT-2 medium, 355 M parameters: 24 layers, 1024, 16 heads, sequences of 1024 tokens, no dropout."""
     transformers = importlib.import_module("transformers")
-    batch, length = batch or (2 if quick else 8), 128 if quick else 2048
-    config = transformers.LlamaConfig(
-        hidden_size=256 if quick else 2048,
-        intermediate_size=1024 if quick else 8192,
-        num_hidden_layers=2 if quick else 16,
-        num_attention_heads=4 if quick else 32,
-        num_key_value_heads=1 if quick else 8,
-        vocab_size=32000,
-        max_position_embeddings=2048,
+    batch, length = batch or (2 if quick else 8), 128 if quick else 1024
+    config = transformers.GPT2Config(
+        n_embd=256 if quick else 1024,
+        n_layer=2 if quick else 24,
+        n_head=4 if quick else 16,
+        vocab_size=1000 if quick else 50257,
+        n_positions=1024,
+        bos_token_id=None,
+        eos_token_id=None,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
         use_cache=False,
         attn_implementation="sdpa",
     )
     with torch.device(device):
-        module = LanguageModel(transformers.LlamaForCausalLM(config)).to(dtype)
-    tokens = torch.randint(config.vocab_size, (batch, length + 1), device=device)
-    inputs = (tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-    return Workload(module, inputs, f"Llama, 16 layers of 2048/8192, {batch}×{length} tokens")
+        module = LanguageModel(transformers.GPT2LMHeadModel(config)).to(dtype)
+    inputs = _sentences(config.vocab_size, batch, length, device)
+    return Workload(module, inputs, f"GPT-2 medium, 24 layers of 1024, {batch}×{length} tokens")
 
 
-MODELS: dict[str, Callable[[int, str, torch.dtype, bool], Workload]] = {
-    "vit_b16": vit_b16,
-    "llama_1b": llama_1b,
+MODELS: dict[str, Factory] = {
+    "vit_b16": _timm("vit_base_patch16_224", 256, depth=2, embed_dim=192, num_heads=3),
+    "vit_l16": _timm("vit_large_patch16_224", 128, depth=2, embed_dim=192, num_heads=3),
+    "llama_1b": _llama(8, 2048),
+    "llama_1b_4k": _llama(4, 4096),
+    "gpt2_medium": gpt2_medium,
+    "resnet50": _timm("resnet50", 256, layers=(1, 1, 1, 1), channels=(16, 32, 64, 128)),
+    "efficientformer_l7": _timm(
+        "efficientformer_l7", 128, depths=(1, 1, 1, 2), embed_dims=(24, 48, 96, 192), num_vit=1
+    ),
     "vit_b": vit_b,
     "digits": digits,
 }
-"""Name -> factory of (batch or 0 for the usual one, device, dtype, quick)."""
+"""All that ``--model`` knows."""

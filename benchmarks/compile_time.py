@@ -18,7 +18,8 @@ import time
 from typing import Any
 
 import torch
-from _common import arguments, compile_with, ratio, record, synchronize, warm_up
+from _common import arguments, ratio, record, synchronize, warm_up
+from _contenders import compile_with
 from _models import MODELS
 
 

@@ -1,9 +1,11 @@
 """Every benchmark that a CUDA machine runs, one after the other, within a time budget.
 
-    python benchmarks/device_suite.py [--budget SECONDS] [--only NAME,NAME] [--skip NAME,NAME] [--quick] [--out FOLDER]
+    python benchmarks/device_suite.py [--budget SECONDS] [--only NAME,NAME] [--skip NAME,NAME] [--field] [--quick]
+        [--out FOLDER]
 
 A benchmark that does not fit what is left of the budget is skipped, one that exceeds it is stopped; the summary at the
-end says so, and the exit code is 1 if any failed.
+end says so, and the exit code is 1 if any failed. With ``--field`` the training steps are compared with every
+contender, which takes four times as long.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ SUITE: dict[str, tuple[int, list[str]]] = {
     "products": (60, ["quantized_mm.py"]),
     "llama": (120, ["training_step.py", "--model", "llama_1b", "--rounds", "8"]),
     "vit": (120, ["training_step.py", "--model", "vit_b16"]),
+    "vit-l": (120, ["training_step.py", "--model", "vit_l16"]),
+    "llama-4k": (120, ["training_step.py", "--model", "llama_1b_4k", "--rounds", "8"]),
+    "gpt2": (120, ["training_step.py", "--model", "gpt2_medium"]),
+    "resnet": (120, ["training_step.py", "--model", "resnet50"]),
+    "efficientformer": (150, ["training_step.py", "--model", "efficientformer_l7"]),
     "kernels": (60, ["transform_kernels.py"]),
     "compile": (150, ["compile_time.py", "--repeat", "1", "--contenders", "inductor,hot"]),
     "saved": (30, ["saved_bytes.py"]),
@@ -41,12 +48,14 @@ def command_of(name: str, options: argparse.Namespace) -> list[str]:
     if name in OWN_OUTPUT:
         flag, file = OWN_OUTPUT[name]
         return [*command, flag, str(options.out / file)]
+    if options.field and script == "training_step.py":
+        command += ["--contenders", "field"]
     return [*command, "--device", "cuda", "--out", str(options.out), *(["--quick"] if options.quick else [])]
 
 
 def run(name: str, options: argparse.Namespace, left: float) -> str:
     """Run one benchmark; returns a word on how it went."""
-    usual = SUITE[name][0]
+    usual = SUITE[name][0] * (4 if options.field and SUITE[name][1][0] == "training_step.py" else 1)
     if left < usual / 4:
         return f"skipped, {left:.0f} s left"
     begin = time.monotonic()
@@ -65,6 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=float, default=560, help="seconds for all of it")
     parser.add_argument("--only", default="", help=f"of {', '.join(SUITE)}")
     parser.add_argument("--skip", default="")
+    parser.add_argument("--field", action="store_true", help="training steps against every contender")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args(argv)

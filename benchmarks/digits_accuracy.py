@@ -12,7 +12,8 @@ import sys
 from typing import Any
 
 import torch
-from _common import arguments, compile_with, record
+from _common import arguments, record
+from _contenders import compile_with
 from rich.console import Console
 
 from examples.digits_vit import OUTER_EXACT, SIZES, Contender, Sizes, train

@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from _common import arguments, compile_with, interleaved, median, ratio, record, warm_up
+from _common import arguments, interleaved, median, ratio, record, warm_up
+from _contenders import compile_with
 from torch import Tensor, nn
 
 CONTENDERS = ("inductor", "hot", "auto")

@@ -12,8 +12,8 @@ from collections import defaultdict
 
 import torch
 from _common import arguments, forget, record, warm_up
+from _steps import WORKLOAD, stepper
 from torch.profiler import ProfilerActivity, profile
-from training_step import WORKLOAD, stepper
 
 KINDS = (
     ("quantised product", r"tiles_kernel|stream_kernel"),
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     rows, figures = [], {}
     for contender in options.contenders.split(","):
         forget()
-        step, _ = stepper(contender, options)
+        step = stepper(contender, options).step
         for _ in range(3):
             step()
         torch.cuda.synchronize()

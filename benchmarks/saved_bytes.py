@@ -12,7 +12,8 @@ import copy
 import sys
 
 import torch
-from _common import arguments, compile_with, ratio, record, warm_up
+from _common import arguments, ratio, record, warm_up
+from _contenders import compile_with
 
 from examples.saved_tensors import saved_bytes
 from examples.vit import Block

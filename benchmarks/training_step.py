@@ -1,37 +1,34 @@
 """A whole training step (forward, backward, fused AdamW) of a real model: time and peak memory against Inductor.
 
-    python benchmarks/training_step.py --model vit_b16|llama_1b|vit_b|digits [--batch N]
-        [--precision bf16|autocast|fp32] [--contenders inductor,hot,auto] [--fp32-eager] [--device cpu|cuda] [--quick]
+    python benchmarks/training_step.py --model vit_b16|llama_1b|… [--batch N] [--precision bf16|autocast|fp32]
+        [--contenders inductor,hot,auto|field] [--device cpu|cuda] [--quick]
 
 All contenders start from the same weights and see the same batch, which they learn by heart: the losses must fall
 alike. Steps are interleaved in one process. A contender's peak memory is what it allocates by itself: the maximum
-over three steps, less what others held when it was made, plus the batch that all share.
+over three steps, less what others held when it was made, plus the batch that all share. One that cannot run has a row
+that says why; the exit code is 1 if that is an error, and not the lack of a package, of a layer or of memory.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from _common import arguments, compile_with, forget, interleaved, median, ratio, record, synchronize, warm_up
-from _models import MODELS
+from _common import arguments, forget, free, interleaved, median, record, synchronize, warm_up
+from _contenders import FIELD, OUT_OF_MEMORY, attempt, measured_last
+from _steps import WORKLOAD, stepper
 
 import hadamard_fx
-from examples.saved_tensors import saved_bytes
+from hadamard_fx.compat import any_number_of_compilations
 
 GIB = 2**30
-
-WORKLOAD = (
-    ("--model", {"choices": sorted(MODELS), "default": "vit_b16"}),
-    ("--batch", {"type": int, "default": 0}),
-    ("--precision", {"choices": ("bf16", "autocast", "fp32"), "default": "bf16", "help": "bf16: parameters too"}),
-)
-"""Options that ``stepper`` reads."""
+BASE = "inductor"
+"""What speeds are relative to, in the same run."""
 
 
 @dataclass
@@ -41,38 +38,9 @@ class Seen:
     step: Callable[[], torch.Tensor]
     compile_seconds: float
     peak_bytes: int
-    saved: int
+    saved: int | None
     first_loss: float
-
-
-def stepper(contender: str, options: Any) -> tuple[Callable[[], torch.Tensor], Callable[[], int]]:
-    """(one training step, which returns the loss still on the device; the bytes saved for backward)."""
-    eager32 = contender == "fp32 eager"
-    dtype = torch.bfloat16 if options.precision == "bf16" and not eager32 else torch.float32
-    torch.manual_seed(0)
-    load = MODELS[options.model](options.batch, options.device, dtype, options.quick)
-    module = load.module
-    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
-    compiled = compile_with("eager" if eager32 else contender, module)
-    autocast = options.precision == "autocast" and not eager32
-
-    def context() -> AbstractContextManager[Any]:
-        return torch.autocast(options.device, torch.bfloat16) if autocast else nullcontext()
-
-    def step() -> torch.Tensor:
-        with context():
-            loss: torch.Tensor = compiled(*load.inputs)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    def saved() -> int:
-        with context():
-            loss = compiled(*load.inputs)
-        return saved_bytes(loss, [*load.inputs, *module.parameters()])
-
-    return step, saved
+    description: str
 
 
 def prepare(contender: str, options: Any) -> Seen:
@@ -80,20 +48,72 @@ def prepare(contender: str, options: Any) -> Seen:
     cuda = options.device == "cuda"
     synchronize(options.device)
     before = torch.cuda.memory_allocated() if cuda else 0
-    step, saved = stepper(contender, options)
+    steps = stepper(contender, options)
     begin = time.perf_counter()
-    first_loss = float(step())
+    first_loss = float(steps.step())
     compile_seconds = time.perf_counter() - begin
-    step()
+    steps.step()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     for _ in range(3):
-        step()
+        steps.step()
     synchronize(options.device)
     peak = torch.cuda.max_memory_allocated() - before if cuda else 0
-    kept = 0 if contender == "fp32 eager" else saved()
+    kept = steps.saved()
     print(f"{contender}: compiled in {compile_seconds:.1f} s, peak {peak / GIB:.2f} GiB", file=sys.stderr, flush=True)
-    return Seen(step, compile_seconds, peak, kept, first_loss)
+    return Seen(steps.step, compile_seconds, peak, kept, first_loss, steps.description)
+
+
+def prepare_all(contenders: Sequence[str], options: Any) -> tuple[dict[str, Seen], dict[str, str], bool]:
+    """(what was seen of those that run, why the others do not, whether all reasons were to be expected).
+
+    Those that ran alone step once more beside all others: one that then finds no memory drops out here, not in the
+    race.
+    """
+    seen: dict[str, Seen] = {}
+    reasons: dict[str, str] = {}
+    fine = True
+    for contender in measured_last(contenders):
+        held = torch.cuda.memory_allocated() / GIB if options.device == "cuda" else 0.0
+        found, reason, expected = attempt(partial(prepare, contender, options))
+        fine &= expected
+        if found is not None:
+            seen[contender] = found
+            continue
+        reasons[contender] = f"{reason}; the others held {held:.1f} GiB" if reason == OUT_OF_MEMORY else reason
+        print(f"{contender}: {reasons[contender]}", file=sys.stderr, flush=True)
+    for contender in tuple(seen):
+        loss, reason, expected = attempt(seen[contender].step)
+        fine &= expected
+        if loss is None:
+            reasons[contender] = f"{reason}, beside the other contenders"
+            del seen[contender]
+            free()
+    return {c: seen[c] for c in contenders if c in seen}, reasons, fine
+
+
+def race(seen: Mapping[str, Seen], options: Any) -> tuple[dict[str, list[float]], int]:
+    """(seconds of every contender's steps, how often the allocator had to start afresh meanwhile, which costs time)."""
+    rounds, block = (2, 1) if options.quick else (options.rounds, options.block)
+    cuda = options.device == "cuda"
+    before = torch.cuda.memory_stats()["num_alloc_retries"] if cuda else 0
+    times = interleaved({c: s.step for c, s in seen.items()}, options.device, rounds, block)
+    return times, torch.cuda.memory_stats()["num_alloc_retries"] - before if cuda else 0
+
+
+def row(contender: str, seen: Seen | None, medians: Mapping[str, float]) -> dict[str, Any]:
+    """One line of the table; None for what was not measured."""
+    seconds, base = medians.get(contender), medians.get(BASE)
+    return {
+        "contender": contender,
+        "step, ms": seconds and seconds * 1e3,
+        f"times {BASE}'s speed": seconds and base and base / seconds,
+        "peak, GiB": seen and seen.peak_bytes / GIB,
+        "saved for backward, GiB": None if seen is None or seen.saved is None else seen.saved / GIB,
+        "first step, s": seen and seen.compile_seconds,
+        "first loss": seen and seen.first_loss,
+        "last loss": seen and float(seen.step()),
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -102,40 +122,34 @@ def main(argv: list[str] | None = None) -> int:
         __doc__,
         argv,
         *WORKLOAD,
-        ("--contenders", {"default": "inductor,hot,auto"}),
-        ("--fp32-eager", {"action": "store_true"}),
+        ("--contenders", {"default": "inductor,hot,auto", "help": f"see _contenders.py; field: {','.join(FIELD)}"}),
         ("--rounds", {"type": int, "default": 12}),
         ("--block", {"type": int, "default": 5, "help": "steps between two synchronizations"}),
         ("--report", {"action": "store_true", "help": "print hadamard's reports"}),
     )
-    contenders = options.contenders.split(",") + (["fp32 eager"] if options.fp32_eager else [])
+    contenders = FIELD if options.contenders == "field" else tuple(options.contenders.split(","))
     forget()
     warm_up(options.device)
-    seen = {contender: prepare(contender, options) for contender in contenders}
-    rounds, block = (2, 1) if options.quick else (options.rounds, options.block)
-    times = interleaved({c: s.step for c, s in seen.items()}, options.device, rounds, block)
-    medians = median(times)
-    base = contenders[0]
-    faster = ratio({c: 1 / seconds for c, seconds in medians.items()}, base)
-    rows = [
-        {
-            "contender": c,
-            "step, ms": medians[c] * 1e3,
-            f"times {base}'s speed": faster[c],
-            "peak, GiB": seen[c].peak_bytes / GIB,
-            "saved for backward, GiB": seen[c].saved / GIB,
-            "first step, s": seen[c].compile_seconds,
-            "first loss": seen[c].first_loss,
-            "last loss": float(seen[c].step()),
-        }
-        for c in contenders
-    ]
+    with any_number_of_compilations():  # all contenders compile the same functions
+        seen, reasons, fine = prepare_all(contenders, options)
+        times, retries = race(seen, options)
+        medians = median(times)
+        rows = [row(c, seen.get(c), medians) for c in contenders]
+    if reasons:
+        rows = [{**r, "did not run": reasons.get(r["contender"], "")} for r in rows]
     if options.report:
         for report in hadamard_fx.reports():
             print(report.text(width=120))
-    figures = {"model": options.model, "batch": options.batch, "precision": options.precision, "seconds": times}
+    figures = {
+        "model": options.model,
+        "description": next((s.description for s in seen.values()), options.model),
+        "batch": options.batch,
+        "precision": options.precision,
+        "allocator retries": retries,
+        "seconds": times,
+    }
     record(f"training_step-{options.model}-{options.precision}", options, rows, figures)
-    return 0
+    return 0 if fine else 1
 
 
 if __name__ == "__main__":

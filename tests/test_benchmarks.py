@@ -190,7 +190,7 @@ def test_page_keeps_losses_and_names_its_origin(tmp_path):
     assert page.main([*options, "--check"]) == 0
     assert not stale.exists()
     text = (tmp_path / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert "| `hot` | 70 | 0.98× | 11.00 | 20.0 |" in text
+    assert "| `hot` | 70.0 | 0.98× | 11.00 | 20.0 |" in text
     assert "| `torchao_rowwise` | – | – | – | – |" in text
     assert "- `torchao_rowwise` did not run: No module named 'torchao'" in text
     assert "Losses: `torchao` on vit_b16 (0.83×), `hot` on vit_b16 (0.98×)." in text
