@@ -129,9 +129,7 @@ class Product:
         if self.partials:
             tensors += self._shared(tensors[4])
         if self.tma:
-            self.bodies.set_allocator(
-                workspace.descriptors
-            )  # kept per thread, and the backward runs in a thread of its own
+            self.bodies.set_allocator(workspace.descriptors)  # kept per thread; the backward has one of its own
         self.launch(*tensors)
 
     def _shared(self, out: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -50,15 +50,20 @@ class Launch:
         together = 0
         for address in addresses[: len(addresses) - self.loose]:
             together |= address
-        run = self.compiled.get(tensors[0].get_device())
-        if run is None or together % 16:
-            self._first(tensors, keep=together % 16 == 0)
+        device = tensors[0].get_device()
+        run = self.compiled.get(device)
+        if run is None or together % 16 or device != torch.cuda.current_device():
+            self._through_triton(tensors, keep=together % 16 == 0)
         else:
             run(*addresses, *self.values)
 
-    def _first(self, tensors: tuple[Tensor, ...], keep: bool) -> None:
+    def _through_triton(self, tensors: tuple[Tensor, ...], keep: bool) -> None:
+        if not tensors[0].is_cuda:  # the interpreter
+            self.kernel[self.grid](*tensors, *self.values, **self.options)
+            return
         ahead.wait()
         ahead.cache_directory(tensors[0].device)
-        made = self.kernel[self.grid](*tensors, *self.values, **self.options)
-        if keep and made is not None and torch.cuda.is_available():  # the interpreter compiles nothing
+        with torch.cuda.device(tensors[0].device):
+            made = self.kernel[self.grid](*tensors, *self.values, **self.options)
+        if keep:
             self.compiled[tensors[0].get_device()] = made[self.grid]
