@@ -111,6 +111,13 @@ def triton_cache_directory(device: int) -> str:
     return triton_cache_dir(device)
 
 
+def compile_threads() -> int:
+    """How many threads or processes the user lets Inductor compile with (``TORCHINDUCTOR_COMPILE_THREADS``)."""
+    from torch._inductor import config
+
+    return int(config.compile_threads or 1)
+
+
 def raw_stream(device: int) -> int:
     """The address of the current stream of a CUDA device."""
     stream: int = torch._C._cuda_getCurrentRawStream(device)
