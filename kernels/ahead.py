@@ -106,8 +106,8 @@ _QUEUE: queue.SimpleQueue[tuple[Any, concurrent.futures.Future[None]]] = queue.S
 
 @functools.cache
 def _workers() -> tuple[threading.Thread, ...]:
-    """A thread for each process; none without processors to spare, or where the user has Inductor compile in one thread:
-    launches compile then."""
+    """A thread for each process; none without processors to spare, or where Inductor may compile in one thread only:
+    then launches compile."""
     allowed = min(os.cpu_count() or 1, compat.compile_threads())
     count = min(4, allowed // 2) if allowed >= 4 else 0
     threads = tuple(threading.Thread(target=_serve, name=f"hadamard-compile-{n}", daemon=True) for n in range(count))
