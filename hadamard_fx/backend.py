@@ -17,7 +17,7 @@ import torch.fx as fx
 from . import compat
 from .cost_model.device_profile import profile_for
 from .errors import OptionError
-from .kernels import ahead, library
+from .kernels import library
 from .passes.joint_graph import describe_inputs
 from .passes.manager import Pipeline, source_digest
 from .policy import Policy
@@ -62,9 +62,8 @@ def compile_graph(
     """
     library.load()
     device_type = _device_type(example_inputs)
-    if device_type == "cuda":
-        ahead.start()
-    pipeline = Pipeline(policy, profile_for(device_type, policy.device_profile), describe_inputs(gm, example_inputs))
+    inputs = describe_inputs(gm, example_inputs)
+    pipeline = Pipeline(policy, profile_for(device_type, policy.device_profile), inputs, runs=inner_compile is None)
     key = _graph_key(gm, example_inputs, pipeline)
     patches = {**_mode_patches(mode), **_inductor_patches(policy), **_hooks(pipeline)}
     arguments: dict[str, Any] = {}

@@ -142,7 +142,7 @@ def _schemes_for(role: Role) -> dict[str, type[Scheme]]:
 
 
 def _check_role(scheme: Scheme, role: Role, where: str) -> Scheme:
-    if role is Role.FORWARD and getattr(scheme, "rounding", "") == "stochastic":
+    if role is Role.FORWARD and getattr(scheme, "rounding", "nearest") != "nearest":
         raise SchemeError(f"{where}: the forward must round to nearest: it would draw other numbers when recomputed")
     if scheme.kind in _schemes_for(role):
         return scheme

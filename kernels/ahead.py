@@ -33,6 +33,7 @@ __all__ = ["cache_directory", "prepare", "start", "submit", "wait"]
 
 _SUBMITTED: dict[Any, concurrent.futures.Future[None]] = {}
 _LONGEST_SECONDS = 120
+_STARTED_IN = os.getcwd()
 _IDLE_SECONDS = 60
 """A process that has nothing to do for so long ends: it holds a few hundred megabytes."""
 
@@ -79,7 +80,9 @@ def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, int], 
 
 def wait() -> None:
     """Return when all that was submitted is compiled, or took so long that it is better not to wait for it."""
-    concurrent.futures.wait(list(_SUBMITTED.values()), timeout=_LONGEST_SECONDS)
+    pending = [done for done in _SUBMITTED.values() if not done.done()]
+    for late in concurrent.futures.wait(pending, timeout=_LONGEST_SECONDS).not_done:
+        late.cancel()  # nobody waits for it again
 
 
 def cache_directory(device: torch.device) -> str:
@@ -108,12 +111,29 @@ _QUEUE: queue.SimpleQueue[tuple[Any, concurrent.futures.Future[None]]] = queue.S
 def _workers() -> tuple[threading.Thread, ...]:
     """A thread for each process; none without processors to spare, or where Inductor may compile in one thread only:
     then launches compile."""
-    allowed = min(os.cpu_count() or 1, compat.compile_threads())
+    allowed = min(_processors(), compat.compile_threads())
     count = min(4, allowed // 2) if allowed >= 4 else 0
     threads = tuple(threading.Thread(target=_serve, name=f"hadamard-compile-{n}", daemon=True) for n in range(count))
     for thread in threads:
         thread.start()
     return threads
+
+
+def _processors() -> int:
+    """Those that this process may use, shared with the other ranks of its machine."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return usable // max(int(ranks) if ranks.isdigit() else 1, 1)
+
+
+def _forget() -> None:
+    """In a forked child, which has none of the threads."""
+    _workers.cache_clear()
+    _SUBMITTED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
 
 
 def _serve() -> None:
@@ -124,7 +144,8 @@ def _serve() -> None:
             job, done = _QUEUE.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             if process is not None:
-                process.communicate()
+                process.kill()  # not by the end of its input: a forked child may hold that open
+                process.wait()
                 process = None
             continue
         if process is None or process.poll() is not None:
@@ -134,15 +155,17 @@ def _serve() -> None:
             pickle.dump(job, process.stdin)
             process.stdin.flush()
             process.stdout.read(1)
-        done.set_result(None)
+        with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up meanwhile
+            done.set_result(None)
 
 
 def _process() -> subprocess.Popen[bytes] | None:
     """A process that ends when its input does; None where the system allows none."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    folders = [folder or _STARTED_IN for folder in sys.path if isinstance(folder, str)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     command = [sys.executable, "-m", f"{__package__}.triton_worker"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
         return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
-    except OSError:
+    except (OSError, TypeError):  # no such program, no more processes; an embedded Python names no program
         return None

@@ -128,7 +128,6 @@ def problem(
     pointers = 0
     if not compat.is_fake(a):
         pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
-        pointers |= 0 if bias is None else bias.data_ptr()
     return Problem(
         m, b.shape[0], k, a.dtype, dtype, group_k, groups, columns == 1, scale_b.shape[1] == 1,
         _stride(a), _stride(b), None if bias is None else bias.dtype, pointers % 16 == 0, a.device.index or 0,

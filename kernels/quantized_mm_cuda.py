@@ -123,11 +123,12 @@ class Product:
             self.partials = max(slots, 1) * config["m"] * config["n"]
             programs = len(hands.hands)
         options = {"num_warps": config["warps"], "num_stages": config["stages"]}
-        self.launch = Launch(kernel, programs, (*sizes, *constants), options)
+        self.launch = Launch(kernel, programs, (*sizes, *constants), options, loose=1)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
         if self.partials:
-            tensors += self._shared(tensors[4])
+            *operands, out, bias = tensors
+            tensors = (*operands, out, *self._shared(out), bias)
         if self.tma:
             self.bodies.set_allocator(workspace.descriptors)  # kept per thread; the backward has one of its own
         self.launch(*tensors)

@@ -122,7 +122,7 @@ def _place(tile, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     return first + (tile % width) % height, (tile % width) // height
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["bias"])
 def tiles_kernel(
     a_pointer, b_pointer, scale_a, scale_b, out, bias,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
@@ -165,9 +165,9 @@ def tiles_kernel(
             )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["bias"])
 def stream_kernel(
-    a_pointer, b_pointer, scale_a, scale_b, out, bias, partials, arrived, items, offsets,
+    a_pointer, b_pointer, scale_a, scale_b, out, partials, arrived, items, offsets, bias,
     M, N, K, stride_a, stride_b, stride_out, group_k, step_a, step_b, jump_a, jump_b, blocks,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     STEPS: tl.constexpr, TMA: tl.constexpr, PROMOTE: tl.constexpr, BIAS: tl.constexpr,

@@ -166,7 +166,11 @@ def _tokens_kernel(
         bits = tl.max(magnitude_bits(largest), 1)
         if SUMS:  # the lowest sequency of a block is the sum of its tokens
             first = tl.arange(0, BLOCKS * KEPT)[None, :] % KEPT == 0
-            tl.store(sums + part * channels + channel, tl.sum(tl.where(first, added, 0.0), 1), mask=channel < channels)
+            summed = tl.sum(tl.where(first, added, 0.0), 1)
+            exists = (channel < channels) & (
+                start * ORDER + channel * 0 < tokens
+            )  # the last part may hold the padding of q only
+            tl.store(sums + part * channels + channel, summed, mask=exists)
         if FUSED:
             amax = floored(bits)
         else:

@@ -204,7 +204,9 @@ def value(node: fx.Node) -> torch.Tensor:
 def _sums_all_but_last(node: fx.Node, axes: int) -> bool:
     summed: Any = node.args[1]
     static = all(isinstance(extent, int) for extent in value(node).shape)
-    return static and sorted(axis % axes for axis in summed) == list(range(axes - 1))
+    if not summed or not static or value(node).dtype.itemsize > 4:  # sums are made in float32
+        return False
+    return sorted(axis % axes for axis in summed) == list(range(axes - 1))
 
 
 def strip_transpose(node: fx.Node) -> tuple[fx.Node, bool]:

@@ -37,6 +37,7 @@ class Pipeline:
 
     Attributes:
         policy, profile, inputs: everything that decides.
+        runs: the result will be run, so that its kernels are worth compiling.
         plan: the decisions, once the joint graph was seen.
         saved: what the forward keeps, once the graph was partitioned.
         saved_exact: what it would keep with every product left alone.
@@ -45,6 +46,7 @@ class Pipeline:
     policy: Policy
     profile: DeviceProfile
     inputs: tuple[GraphInput, ...]
+    runs: bool = False
     plan: Plan | None = None
     saved: tuple[SavedTensor, ...] = ()
     saved_exact: tuple[SavedTensor, ...] | None = None
@@ -65,6 +67,8 @@ class Pipeline:
         self.plan = plan
         if not plan.rewrites():
             return
+        if self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites()):
+            ahead.start()
         self._before = _copy(graph)
         rewrite = RewriteGemms(plan)
         rewrite.rewrite(joint)
@@ -79,7 +83,7 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        for part in parts:
+        for part in parts if self.runs else ():
             ahead.prepare(_kernel_calls(part.graph))
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:

@@ -102,7 +102,8 @@ def _forward(scheme: Hadamard, node: fx.Node, editor: GraphEditor) -> fx.Node:
         _forward_codes(scheme, operand, index == 0, node, editor) for index, operand in enumerate(operands(node))
     )
     bias = node.args[0] if node.target is aten.addmm.default else None
-    in_kernel = bias if isinstance(bias, fx.Node) and value(bias).dim() == 1 else None
+    columns = value(node).shape[-1:]
+    in_kernel = bias if isinstance(bias, fx.Node) and value(bias).shape == columns else None
     product = product_of_codes(editor, node, left, right, group=0, bias=in_kernel, backward=False)
     inherit_recomputation(product, node)
     if bias is in_kernel:

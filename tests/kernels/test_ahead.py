@@ -6,6 +6,7 @@ import importlib.util
 import pickle
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,3 +78,25 @@ def test_a_kernel_has_one_name_whoever_comes_first() -> None:
     commands = ([sys.executable, "-c", NAMES.format(order)] for order in ("list", "reversed"))
     first, second = (subprocess.run(command, capture_output=True, check=True).stdout for command in commands)
     assert first == second
+
+
+def test_what_cannot_be_compiled_ahead_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path that is no text, and no program to run: the thread lives, and says that it is done."""
+    monkeypatch.setattr(sys, "path", [Path("/nowhere"), *sys.path])
+    process = ahead._process()
+    assert process is not None
+    process.communicate(timeout=60)
+    monkeypatch.setattr(sys, "executable", None)
+    assert ahead._process() is None
+    monkeypatch.setattr(ahead, "_processors", lambda: 4)
+    monkeypatch.setattr(ahead.compat, "compile_threads", lambda: 4)
+    monkeypatch.setattr(ahead, "_target", lambda device: ("cuda", 90, 32))
+    monkeypatch.setattr(ahead, "_SUBMITTED", {})
+    ahead._workers.cache_clear()
+    from hadamard_fx.kernels import triton_rows
+
+    ahead.submit(triton_rows._rows_kernel, (), {}, torch.device("cuda", 0))
+    begin = time.monotonic()
+    ahead.wait()
+    assert time.monotonic() - begin < 10
+    ahead._workers.cache_clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hadamard_fx.kernels import scaling
 from hadamard_fx.kernels.rounding import dither, flat_index, reference_uniform, round_to_integer
 
 CPU = torch.device("cpu")
@@ -79,3 +80,16 @@ def test_nearest_is_half_to_even_and_clamped() -> None:
 def test_a_missing_seed_is_named() -> None:
     with pytest.raises(ValueError, match="needs a seed"):
         dither(torch.zeros(1), torch.zeros(1, dtype=torch.int32), None, "stochastic")
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_headroom_keeps_every_rounding_on_the_grid(bits: int) -> None:
+    """In float32, at the largest magnitude and the largest draw; without it, some leave the grid."""
+    top, draw = scaling.qmax(bits), (2 - 2**-23) - 1.5
+    amax = torch.rand(1_000_000, generator=torch.Generator().manual_seed(bits)) + 1
+    factor, _ = scaling.scales(amax, bits, 16)
+    for sign in (1, -1):
+        assert ((amax * factor * sign + sign * draw).round().abs() <= top).all()
+        assert ((amax * factor * sign - 0.5).round().abs() <= top).all()
+    without = (amax * (torch.full_like(amax, top) / amax) + draw).round()
+    assert bits == 2 or (without > top).any()  # 1 / amax · amax never rounds above 1

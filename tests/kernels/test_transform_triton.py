@@ -23,6 +23,7 @@ SEED = 0x0123456789ABCDEF
 ROW_SHAPES = ((5, 37, 16), (3, 130, 64), (2, 300, 128), (1, 1, 2), (20, 16, 4), (3, 3072, 16), (2, 9000, 16))
 TOKEN_SHAPES = (
     *((37, 5, 16, 8, 0), (37, 5, 16, 8, 16), (130, 3, 64, 10, 64), (300, 70, 16, 8, 128), (100, 7, 16, 10, 48)),
+    *((512, 64, 16, 8, 0), (512, 192, 16, 16, 0), (600, 70, 32, 5, 0), (33 * 64, 70, 64, 33, 0)),
     *((1, 1, 2, 1, 0), (20, 40, 4, 4, 8), (150, 4, 128, 128, 0), (3000, 3, 16, 8, 0), (700, 3, 4, 1, 64)),
 )
 
@@ -105,9 +106,61 @@ def empty(device: str) -> str:
     return ""
 
 
+def alternating(device: str) -> str:
+    """Slabs that are quantised while others are still measured, and scratch memory that is left as zeros."""
+    from hadamard_fx.kernels import triton_tokens, workspace
+
+    taken: list[torch.Tensor] = []
+    zeros, ahead = workspace.zeros, triton_tokens.AHEAD
+
+    def remembered(count: int, like: torch.Tensor) -> torch.Tensor:
+        taken.append(zeros(count, like))
+        return taken[-1]
+
+    x, seed = exact(700, 330), torch.tensor(SEED)
+    workspace.zeros = remembered
+    problems = []
+    try:
+        for triton_tokens.AHEAD in (1, 5, 9):
+            triton_tokens._plan.cache_clear()
+            for scale in ("channel", "tensor"):
+                arguments = (x, seed, 16, 8, 8, scale, "stochastic", 0, True)
+                problems.append(compare("compress_tokens", arguments, device))
+    finally:
+        workspace.zeros, triton_tokens.AHEAD = zeros, ahead
+        triton_tokens._plan.cache_clear()
+    if len(taken) != 6 or any(bool(scratch.any()) for scratch in taken):
+        problems.append("scratch memory is not left as zeros")
+    return "; ".join(filter(None, problems))
+
+
+def guarded(device: str) -> str:
+    """Partial sums end where their tensor ends, also where the padding of q makes a part of its own."""
+    cuda = KERNELS["compress_tokens"].cuda
+    assert cuda is not None
+    made, empty_like = [], torch.empty
+
+    def surrounded(*shape: Any, **options: Any) -> torch.Tensor:
+        size = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        if len(size) != 2 or options.get("dtype") is not torch.float32:
+            return empty_like(*shape, **options)
+        whole = torch.full((size[0] + 2, size[1]), 7.0, device=options["device"])
+        made.append(whole)
+        return whole[: size[0]]
+
+    for order, rank, tokens in ((128, 100, 768), (32, 5, 768), (64, 33, 512)):
+        torch.empty = surrounded
+        try:
+            cuda(exact(tokens, 70).to(device), None, order, rank, 8, "channel", "nearest", 0, True)
+        finally:
+            torch.empty = empty_like
+    return "" if made and all(bool((whole[-2:] == 7).all()) for whole in made) else "a write behind the partial sums"
+
+
 def main() -> int:
     """Every comparison in the interpreter: run by the test below in a process of its own."""
     problems = [*(compare(*call, device="cpu") for call in calls()), poison("cpu"), empty("cpu")]
+    problems += [alternating("cpu"), guarded("cpu")]
     print("\n".join(filter(None, problems)))
     return any(problems)
 
@@ -129,6 +182,8 @@ def test_device_gives_the_bits_of_the_cpu_path(call: tuple[str, tuple[Any, ...]]
 def test_device_contains_poison_and_takes_nothing() -> None:
     assert not poison("cuda")
     assert not empty("cuda")
+    assert not alternating("cuda")
+    assert not guarded("cuda")
 
 
 @pytest.mark.gpu

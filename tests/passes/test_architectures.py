@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -245,3 +247,37 @@ def test_bias_gradients_come_out_of_the_compression(shape: tuple[int, ...]) -> N
     for node in added:
         (partial,) = node.all_input_nodes
         assert "compress_tokens" in str(partial.all_input_nodes[0].target)
+
+
+class _SumsItself(torch.autograd.Function):
+    """Adds what it wants of g_y to the gradient of a vector."""
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, bias: torch.Tensor, sums: Any) -> torch.Tensor:
+        ctx.sums = sums
+        return y + bias
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> Any:
+        return g, ctx.sums(g), None
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [
+        lambda g: torch.sum(g, dim=None, keepdim=True).reshape(1).expand(40),
+        lambda g: torch.sum(g, 0, dtype=torch.float64).float(),
+        lambda g: g.sum(1).sum().expand(40),
+    ],
+    ids=["everything", "float64", "columns first"],
+)
+def test_other_sums_of_a_gradient_stay_what_they_are(sums: Any) -> None:
+    layer, bias, x = nn.Linear(24, 40, bias=False), nn.Parameter(torch.randn(40)), torch.randn(64, 24)
+    layer.register_parameter("extra", bias)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return _SumsItself.apply(layer(x), bias, sums)
+
+    exact = gradients(run, layer, x)
+    found = gradients(traced(run)[0], layer, x)
+    assert torch.equal(found["extra"], exact["extra"])

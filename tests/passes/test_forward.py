@@ -114,7 +114,17 @@ def test_hot_leaves_the_forward_alone() -> None:
     assert Policy.resolve({"forward": {"bits": 6}}).forward == Hadamard(bits=6, rounding="nearest")
 
 
-@pytest.mark.parametrize("value", [{"rounding": "stochastic"}, Hadamard(), "hadamard4", {"kind": "low_rank"}])
+@pytest.mark.parametrize("shape", [(), (1,), (32,), (1, 32), (160, 1), (160, 32)], ids=str)
+def test_a_bias_of_any_shape(shape: tuple[int, ...]) -> None:
+    bias, weight, x = torch.randn(shape), nn.Parameter(torch.randn(48, 32) / 7), torch.randn(160, 48)
+    compiled, _ = traced(lambda x: torch.addmm(bias, x, weight), FORWARD)
+    assert ratio(compiled(x), torch.addmm(bias, x, weight)) < BOUND
+
+
+@pytest.mark.parametrize(
+    "value",
+    [{"rounding": "stochastic"}, {"rounding": "pseudo_stochastic"}, Hadamard(), "hadamard4", {"kind": "low_rank"}],
+)
 def test_bad_forward_schemes(value: object) -> None:
     with pytest.raises(SchemeError, match="forward"):
         Policy.resolve({"forward": value})
