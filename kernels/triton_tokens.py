@@ -167,9 +167,8 @@ def _tokens_kernel(
         if SUMS:  # the lowest sequency of a block is the sum of its tokens
             first = tl.arange(0, BLOCKS * KEPT)[None, :] % KEPT == 0
             summed = tl.sum(tl.where(first, added, 0.0), 1)
-            exists = (channel < channels) & (
-                start * ORDER + channel * 0 < tokens
-            )  # the last part may hold the padding of q only
+            # The last part may hold nothing but the padding of q.
+            exists = (channel < channels) & (start * ORDER + channel * 0 < tokens)
             tl.store(sums + part * channels + channel, summed, mask=exists)
         if FUSED:
             amax = floored(bits)
