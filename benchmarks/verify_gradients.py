@@ -8,8 +8,9 @@ The layer is compiled with HOT's two schemes, rounding to nearest, so that the f
 
 Columns: `before rounding`, the RMS ratio of what the kernels round, float32 against float64, seen through their scales
 (a scale is the largest magnitude of its row); `flips`, the share of integers that differ (a value that fell on the
-other side of a half), and `step`, by how much at most; `result`, the RMS ratio of the compiled gradient to the
-formula in float64 on the integers of the kernels, and what it may be; `error`, to the exact gradient.
+other side of a half; 1e-4 may, or a single one), and `step`, by how much at most; `result`, the RMS ratio of the
+compiled gradient to the formula in float64 on the integers of the kernels, and what it may be; `error`, to the exact
+gradient.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def compare(ours: Sequence[Pair], reference: Sequence[Pair]) -> dict[str, float]
     return {
         "before rounding": max(scales),
         "flips": max(float((step > 0).double().mean()) for step in steps),
+        "flipped": max(int((step > 0).sum()) for step in steps),
         "step": max(float(step.max()) for step in steps),
     }
 
@@ -129,7 +131,8 @@ def rows_of(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> list
 
 def passed(row: dict[str, Any]) -> bool:
     """Whether a row meets the bars."""
-    integers = row["before rounding"] <= 1e-6 and row["flips"] <= 1e-4 and row["step"] <= 1
+    few = row["flips"] <= 1e-4 or row["flipped"] <= 1
+    integers = row["before rounding"] <= 1e-6 and few and row["step"] <= 1
     return bool(integers and row["result"] <= row["at most"] and row["same forward"])
 
 
@@ -147,9 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         for row in rows_of(size, dtype, options.device)
     ]
     record("verify_gradients", options, rows)
-    bad = [
-        r for r in rows if r["before rounding"] > 1e-6 or r["flips"] > 1e-4 or r["step"] > 1 or not r["same forward"]
-    ]
+    bad = [row for row in rows if not passed(row)]
     for row in bad:
         print(f"missed: {row}", file=sys.stderr)
     return 1 if bad else 0

@@ -102,7 +102,7 @@ def compress(
     rows = groups * per_group * rank
     v = v.reshape(groups, per_group * rank, channels)
     amax = v.abs().amax((1,) if channelwise else (1, 2), keepdim=True)
-    factor, dequantise = scales(amax, bits, order)
+    factor, dequantise = scales(amax, bits, order, rounding)
     index = torch.arange(rows, dtype=torch.int32, device=x.device)[:, None]
     index = index + (torch.arange(channels, dtype=torch.int32, device=x.device) * kept)[None, :]
     offset = dither(v, index.reshape(groups, per_group * rank, channels), seed, rounding)

@@ -149,7 +149,7 @@ int by_channels(const Problem& p, int32_t* amaxes) {
                             p.sums[b * p.order / p.summed * p.rows + c + o] += v[b * p.rank * pitch + o];
                 for (i64 o = 0; o < pitch; o++) {
                     const float amax = bits_as<float>(two_phases ? amaxes[g] : largest[o]);
-                    factors[o] = factor_of(amax, p.qmax);
+                    factors[o] = factor_of(amax, p.qmax, p.rounding);
                     if (o < channels && (p.per_row || c + o == 0))
                         p.scales[p.per_row ? g * p.rows + c + o : g] = scale_of(amax, p.scale_factor);
                 }

@@ -87,8 +87,9 @@ struct Problem {
 enum Rounding { NEAREST, STOCHASTIC, PSEUDO };
 constexpr u32 WEYL = @WEYL@u, MULTIPLIER = @MULTIPLIER@u, SEED_MULTIPLIER = @SEED_MULTIPLIER@u;
 
-inline float factor_of(float amax, float qmax) {
-    return float(double(qmax) * @HEADROOM@) / (amax < 1e-30f ? 1e-30f : amax);
+inline float factor_of(float amax, float qmax, int rounding) {
+    const float top = rounding == NEAREST ? qmax : float(double(qmax) * @HEADROOM@);
+    return top / (amax < 1e-30f ? 1e-30f : amax);
 }
 inline float scale_of(float amax, float factor) { return (amax < 1e-30f ? 1e-30f : amax) * factor; }
 

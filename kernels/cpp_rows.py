@@ -123,7 +123,7 @@ int by_rows(const Problem& p, int32_t* amaxes) {
                             p.sums[b * p.order / p.summed * p.rows + row] += v[b * p.rank];
                     const float amax = bits_as<float>(largest);
                     uint8_t* q = p.q + row * p.width + done;
-                    round_row(p, v, count, factor_of(amax, p.qmax), row * p.width + done, q);
+                    round_row(p, v, count, factor_of(amax, p.qmax, p.rounding), row * p.width + done, q);
                     translate(p, q, count);
                     p.scales[p.per_row ? g * p.rows + row : g] = scale_of(amax, p.scale_factor);
                     done += count;

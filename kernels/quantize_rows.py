@@ -58,7 +58,7 @@ def cpu(
         return _empty(x, order, scale, carrier)
     v = block_transform(x, order, max(order, 16))
     amax = v.abs().amax(1, keepdim=True) if scale == "token" else v.abs().amax().view(1, 1)
-    factor, dequantise = scales(amax, bits, order)
+    factor, dequantise = scales(amax, bits, order, rounding)
     offset = dither(v, flat_index(v.shape[0], v.shape[1], v.device), seed, rounding)
     q = round_to_integer(v * factor, offset, qmax(bits))
     return q.to(carrier_dtype(carrier)), dequantise.t()

@@ -2,7 +2,8 @@
 
 With v the unscaled transform (±1 entries) of order n and b bits: qmax = 2^(b-1) - 1, q = round(v·qmax/amax), and
 q·scale is the *orthonormal* transform for scale = amax/(qmax·√n): the transform's normalisation rides on the scale.
-The factor qmax/amax is taken a hair lower (HEADROOM), so that no rounding leaves ±qmax and a kernel need not clamp.
+Where a draw is added before rounding, the factor qmax/amax is taken a hair lower (HEADROOM), so that no rounding leaves
+±qmax and a kernel need not clamp.
 A NaN or inf in the extent of a scale makes that scale NaN or inf, hence the result, never a plausible number.
 """
 
@@ -76,8 +77,9 @@ def scale_factor(bits: int, order: int) -> float:
     return 1.0 / (qmax(bits) * math.sqrt(order))
 
 
-def scales(amax: Tensor, bits: int, order: int) -> tuple[Tensor, Tensor]:
+def scales(amax: Tensor, bits: int, order: int, rounding: str) -> tuple[Tensor, Tensor]:
     """(qmax/amax, dequantising scale) from the largest magnitudes, float32 in and out; NaN stays NaN."""
     amax = torch.where(amax < SMALLEST, SMALLEST, amax)
-    # Not ``qmax / amax``, which torch computes as a rounded reciprocal times qmax.
-    return torch.full_like(amax, qmax(bits) * HEADROOM) / amax, amax * scale_factor(bits, order)
+    top = qmax(bits) * (1.0 if rounding == "nearest" else HEADROOM)
+    # Not ``top / amax``, which torch computes as a rounded reciprocal times top.
+    return torch.full_like(amax, top) / amax, amax * scale_factor(bits, order)

@@ -107,7 +107,7 @@ def _rows_kernel(
             tl.store(scale + row, amax * scale_per_amax, mask=row < rows)
         elif tl.program_id(0) == 0:
             tl.store(scale, tl.max(amax, 0) * scale_per_amax)
-        factor = quantising_factor(amax, QMAX)[:, None]
+        factor = quantising_factor(amax, QMAX, ROUNDING)[:, None]
         counter = weyl(row.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
         draws = weyl(tl.arange(0, CHUNK))[None, :]
         target = q + row[:, None].to(tl.int64) * padded

@@ -188,7 +188,7 @@ def _tokens_kernel(
             amax = floored(tl.load(magnitudes, mask=channel < channels, other=0, cache_modifier=".cg"))
         if part == 0:
             tl.store(scale + extent, amax * scale_per_amax, mask=channel < channels)
-        factor = quantising_factor(amax, QMAX)[:, None]
+        factor = quantising_factor(amax, QMAX, ROUNDING)[:, None]
         counter = weyl(channel.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
         column = _columns(BLOCKS, KEPT, RANK)
         draws = weyl(column)

@@ -139,9 +139,10 @@ def floored(bits):
 
 
 @triton.jit
-def quantising_factor(amax, QMAX: tl.constexpr):
+def quantising_factor(amax, QMAX: tl.constexpr, ROUNDING: tl.constexpr):
     """What v is multiplied by before it is rounded; see ``scaling.py`` on the headroom."""
-    return tl.div_rn(tl.full(amax.shape, QMAX * _HEADROOM, tl.float32), amax)
+    top: tl.constexpr = QMAX if ROUNDING == 0 else QMAX * _HEADROOM
+    return tl.div_rn(tl.full(amax.shape, top, tl.float32), amax)
 
 
 @triton.jit
