@@ -10,6 +10,7 @@ along tokens only by groups whose partial sums the product rescales.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,39 +131,17 @@ def cpu(
     return q, scales, _sums(x.float(), order, rank, sums)
 
 
-def cuda(
-    x: Tensor,
-    seed: Tensor | None,
-    order: int,
-    rank: int,
-    bits: int,
-    scale: str,
-    rounding: str,
-    group: int,
-    sums: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CUDA tensors (``triton_tokens.py``)."""
-    results: tuple[Tensor, Tensor, Tensor] = triton_bodies("tokens").compress_tokens(
-        x, seed, order, rank, bits, scale, rounding, group, sums
-    )
+    results: tuple[Tensor, Tensor, Tensor] = triton_bodies("tokens").compress_tokens(*arguments)
     return results
 
 
-def native(
-    x: Tensor,
-    seed: Tensor | None,
-    order: int,
-    rank: int,
-    bits: int,
-    scale: str,
-    rounding: str,
-    group: int,
-    sums: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+def native(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CPU tensors (``cpp_transform.py``)."""
     from . import cpp_transform
 
-    return cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group, sums)
+    return cpp_transform.compress_tokens(*arguments)
 
 
 def fake(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import cpp_build
 from .library import failure
+from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
 
 __all__ = ["compress_tokens", "quantize_rows", "quantize_weight", "rescale"]
@@ -33,7 +34,15 @@ def quantize_weight(w: Tensor, order: int, bits: int, scale: str, carrier: str) 
 
 
 def compress_tokens(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, scale: str, rounding: str, group: int, sums: bool
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``torch.ops.hadamard.compress_tokens`` on CPU tensors: x [L, C] to q [C, Lp], scales [G, C] or [G, 1], sums."""
     per_row = scale == "channel"
@@ -99,8 +108,7 @@ def _transform(
     added = torch.zeros(-(-k // summed) if sums else 0, rows)
     if rows == 0 or k == 0:
         return q.zero_(), scales.zero_(), added
-    if rounding == "stochastic" and seed is None:
-        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+    require_seed(seed, rounding)
     if x.stride(1) != 1 and x.stride(0) != 1:
         x = x.contiguous()
     along_k = x.stride(1) == 1

@@ -268,15 +268,7 @@ def traffic(m: Expression, n: Expression, k: Expression, carrier: str, out_items
     )
 
 
-def cuda(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    scale_a: torch.Tensor,
-    scale_b: torch.Tensor,
-    group_k: int,
-    dtype: torch.dtype,
-    bias: torch.Tensor | None = None,
-) -> torch.Tensor:
+def cuda(*arguments: Any) -> torch.Tensor:
     """The operator on a CUDA device (``quantized_mm_cuda``).
 
     Raises:
@@ -285,8 +277,7 @@ def cuda(
     """
     from . import quantized_mm_cuda as launcher  # it needs this module
 
-    out: Any = launcher.launch(a, b, scale_a, scale_b, group_k, dtype, bias)
-    return out  # type: ignore[no-any-return]
+    return launcher.launch(*arguments)
 
 
 QUANTIZED_MM = register(Kernel(NAME, SCHEMA, reference, cpu, fake, traffic, cuda, native))

@@ -31,6 +31,7 @@ __all__ = [
     "dither",
     "flat_index",
     "reference_uniform",
+    "require_seed",
     "round_to_integer",
     "seed_word",
 ]
@@ -68,6 +69,12 @@ def seed_word(seed: Tensor) -> Tensor:
     return (seed ^ (seed >> 32)).to(torch.int32) * _signed(SEED_MULTIPLIER)
 
 
+def require_seed(seed: Tensor | None, rounding: str) -> None:
+    """Refuse a stochastic rounding without a seed."""
+    if seed is None and rounding == "stochastic":
+        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+
+
 def flat_index(rows: int, columns: int, device: torch.device) -> Tensor:
     """Flat row-major index of every element of a [rows, columns] result, modulo 2^32, as int32."""
     row = torch.arange(rows, dtype=torch.int32, device=device) * columns
@@ -94,8 +101,8 @@ def dither(value: Tensor, index: Tensor, seed: Tensor | None, rounding: str) -> 
         return None
     if rounding == "pseudo_stochastic":
         return _centred(value.view(torch.int32) * _signed(WEYL))
-    if seed is None:
-        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+    require_seed(seed, rounding)
+    assert seed is not None
     return _centred(index * _signed(WEYL) + seed_word(seed))
 
 

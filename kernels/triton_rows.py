@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .library import failure
+from .rounding import require_seed
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor
 from .triton_launch import Launch
 from .triton_transform import (
@@ -167,8 +168,7 @@ def quantize_rows(
     """
     if x.stride(1) != 1:
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
-    if seed is None and rounding == "stochastic":
-        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+    require_seed(seed, rounding)
     settings = (order, bits, scale == "token", (rounding, seed is not None), carrier)
     plan = _plan(*x.shape, x.stride(0), x.dtype, *settings, None if tile is None else tuple(tile.items()))
     q = torch.empty(plan.q, dtype=plan.carrier, device=x.device)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import workspace
 from .library import failure
+from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
 from .triton_launch import Launch
 from .triton_rows import CODES
@@ -251,8 +252,7 @@ def compress_tokens(
     """
     if x.stride(1) != 1:
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
-    if seed is None and rounding == "stochastic":
-        raise ValueError("stochastic rounding needs a seed: a 0-d int64 tensor on the device of the input")
+    require_seed(seed, rounding)
     rounds = (rounding, seed is not None)
     settings = (order, rank, bits, scale == "channel", rounds, group, sums, carrier)
     plan = _plan(*x.shape, x.stride(0), x.dtype, *settings, None if tile is None else tuple(tile.items()))
