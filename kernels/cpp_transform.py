@@ -22,10 +22,10 @@ _ELEMENTS_PER_THREAD = 16_384
 
 
 def quantize_rows(
-    x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str
+    x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str, group: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """``torch.ops.hadamard.quantize_rows`` on CPU tensors: x [R, K] to q [R, Kp], scales [1, R] or [1, 1]."""
-    return _transform("quantize_rows", x, seed, order, order, bits, scale == "token", rounding, 0, carrier)[:2]
+    """``torch.ops.hadamard.quantize_rows`` on CPU tensors: x [R, K] to q [R, Kp], scales [G, R] or [1, 1]."""
+    return _transform("quantize_rows", x, seed, order, order, bits, scale == "token", rounding, group, carrier)[:2]
 
 
 def quantize_weight(w: Tensor, order: int, bits: int, scale: str, carrier: str) -> tuple[Tensor, Tensor]:

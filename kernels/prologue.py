@@ -198,9 +198,7 @@ class Prologue:
                 raise ValueError(f"input {index} is a {kind}, {list(expected[kind])}, not {list(tensor.shape)}")
         return rows, columns
 
-    def evaluate(
-        self, inputs: Sequence[Tensor], dtype: torch.dtype, precision: torch.dtype = torch.float32
-    ) -> Tensor:
+    def evaluate(self, inputs: Sequence[Tensor], dtype: torch.dtype, precision: torch.dtype = torch.float32) -> Tensor:
         """The result [L, C] in ``dtype``, a tensor of its own.
 
         Args:

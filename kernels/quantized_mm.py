@@ -32,6 +32,7 @@ __all__ = [
     "NAME",
     "QUANTIZED_MM",
     "check",
+    "count_groups",
     "cpu",
     "cuda",
     "fake",
@@ -66,7 +67,7 @@ def reference(
 
     Args:
         a, b: [M, K] and [N, K], int8 or float8_e4m3 (integers).
-        scale_a, scale_b: float32 [G, M] or [G, 1], and [G, N] or [G, 1].
+        scale_a, scale_b: float32 [G, M] or [G, 1], and [G, N] or [G, 1]; a single row serves all groups.
         group_k: columns of a group, 0 for one group of all.
         bias: [N], added to every row.
 
@@ -76,9 +77,9 @@ def reference(
     left, right = (operand.to(torch.float32).to(torch.int64) for operand in (a, b))
     step = group_k or max(a.shape[1], 1)
     out = torch.zeros(a.shape[0], b.shape[0], dtype=torch.float64, device=a.device)
-    for g in range(scale_a.shape[0]):
+    for g in range(count_groups(scale_a, scale_b)):
         columns = slice(g * step, (g + 1) * step)
-        scales = scale_a[g].double()[:, None] * scale_b[g].double()[None, :]
+        scales = row_of(scale_a, g)[0].double()[:, None] * row_of(scale_b, g)[0].double()[None, :]
         out = out + scales * (left[:, columns] @ right[:, columns].T)
     return out if bias is None else out + bias.double()
 
@@ -111,9 +112,9 @@ def cpu(
             raise KernelError(NAME, f"K={k} group_k={group_k}", "groups of a symbolic K cannot be unrolled here")
         return _biased(_rescale(integer_mm(a, b), scale_a[:1], scale_b[:1]), bias).to(dtype)
     out = None
-    for start, stop, g in groups(k, group_k, scale_a.shape[0]):
+    for start, stop, g in groups(k, group_k, count_groups(scale_a, scale_b)):
         partial = integer_mm(a[:, start:stop], b[:, start:stop])
-        term = _rescale(partial, scale_a[g : g + 1], scale_b[g : g + 1])
+        term = _rescale(partial, row_of(scale_a, g), row_of(scale_b, g))
         out = term if out is None else out + term
     if out is None:
         out = torch.zeros(a.shape[0], b.shape[0], device=a.device)
@@ -141,15 +142,26 @@ def native(
     if 0 in (*a.shape, b.shape[0]):
         return _biased(torch.zeros(a.shape[0], b.shape[0]), bias).to(dtype)
     out = None
-    pieces = groups(a.shape[1], group_k, scale_a.shape[0])
+    pieces = groups(a.shape[1], group_k, count_groups(scale_a, scale_b))
     narrow = dtype == torch.bfloat16 and len(pieces) == 1 and bias is None
     first = torch.bfloat16 if narrow else torch.float32
     for start, stop, g in pieces:
-        out = rescale(integer_mm(a[:, start:stop], b[:, start:stop]), scale_a[g], scale_b[g], out, first)
+        scales = row_of(scale_a, g)[0], row_of(scale_b, g)[0]
+        out = rescale(integer_mm(a[:, start:stop], b[:, start:stop]), *scales, out, first)
     assert out is not None
     if bias is not None:
         out += bias
     return out.to(dtype)
+
+
+def count_groups(scale_a: torch.Tensor, scale_b: torch.Tensor) -> int:
+    """G: a single row of scales, those of a weight for instance, serves every group of the other operand."""
+    return max(int(scale_a.shape[0]), int(scale_b.shape[0]))
+
+
+def row_of(scale: torch.Tensor, group: int) -> torch.Tensor:
+    """The scales [1, …] of one group."""
+    return scale if scale.shape[0] == 1 else scale[group : group + 1]
 
 
 def groups(k: int, group_k: int, count: int) -> list[tuple[int, int, int]]:
@@ -218,13 +230,15 @@ def check(a: torch.Tensor, b: torch.Tensor, scale_a: torch.Tensor, scale_b: torc
     """Refuse operands that would give a plausible but wrong result."""
     m, k = a.shape
     n = b.shape[0]
-    count = scale_a.shape[0]
+    count = count_groups(scale_a, scale_b)
     if a.dtype not in CARRIERS or a.dtype != b.dtype:
         cause = f"both operands must be int8, or both float8_e4m3fn, not {a.dtype} and {b.dtype}"
     elif b.shape[1] != k:
         cause = f"the operands contract {k} and {b.shape[1]} columns; both must be K-major, [M, K] and [N, K]"
-    elif scale_a.shape[1] not in (1, m) or scale_b.shape[1] not in (1, n) or scale_b.shape[0] != count:
+    elif scale_a.shape[1] not in (1, m) or scale_b.shape[1] not in (1, n):
         cause = f"scales must be [G, {m}] or [G, 1], and [G, {n}] or [G, 1], not {[*scale_a.shape]}, {[*scale_b.shape]}"
+    elif {scale_a.shape[0], scale_b.shape[0]} - {1, count}:
+        cause = f"scales for {scale_a.shape[0]} and {scale_b.shape[0]} groups: both must have as many, or one of them 1"
     elif group_k < 0 or (group_k == 0 and count != 1) or (group_k and k < (count - 1) * group_k):
         cause = f"{count} rows of scales do not fit groups of {group_k} columns (0 means one group)"
     elif group_k and k > count * group_k + 15:

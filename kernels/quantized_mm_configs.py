@@ -10,7 +10,7 @@ import torch
 
 from hadamard_fx import compat
 
-from .quantized_mm import EXACT_COLUMNS
+from .quantized_mm import EXACT_COLUMNS, count_groups
 
 __all__ = ["CONFIGS", "FLOAT8", "GROUPED", "PROMOTE", "Config", "Problem", "candidates", "config", "device", "problem"]
 
@@ -77,6 +77,10 @@ class Problem(NamedTuple):
     groups: int
     repeat_a: bool
     repeat_b: bool
+    """All rows of an operand share a scale."""
+    share_a: bool
+    share_b: bool
+    """All groups of an operand share their scales."""
     stride_a: int
     stride_b: int
     bias: torch.dtype | None
@@ -94,6 +98,12 @@ class Problem(NamedTuple):
     def pieces(self) -> int:
         """Partial sums that are rescaled."""
         return self.groups if self.group_k else -(-self.k // EXACT_COLUMNS)
+
+    @property
+    def jumps(self) -> tuple[int, int]:
+        """Elements between the scales of one group and those of the next, of both operands; 0 where they share them."""
+        a, b = 1 if self.repeat_a else self.m, 1 if self.repeat_b else self.n
+        return 0 if self.share_a else a, 0 if self.share_b else b
 
     @property
     def tma(self) -> bool:
@@ -124,13 +134,14 @@ def problem(
 ) -> Problem:
     """The problem that the operands pose (K-major, contiguous scales)."""
     m, k = a.shape
-    groups, columns = scale_a.shape
+    groups = count_groups(scale_a, scale_b)
     pointers = 0
     if not compat.is_fake(a):
         pointers = a.data_ptr() | b.data_ptr() | scale_a.data_ptr() | scale_b.data_ptr()
     return Problem(
-        m, b.shape[0], k, a.dtype, dtype, group_k, groups, columns == 1, scale_b.shape[1] == 1,
-        _stride(a), _stride(b), None if bias is None else bias.dtype, pointers % 16 == 0, a.device.index or 0,
+        m, b.shape[0], k, a.dtype, dtype, group_k, groups, scale_a.shape[1] == 1, scale_b.shape[1] == 1,
+        scale_a.shape[0] == 1, scale_b.shape[0] == 1, _stride(a), _stride(b),
+        None if bias is None else bias.dtype, pointers % 16 == 0, a.device.index or 0,
     )  # fmt: skip
 
 

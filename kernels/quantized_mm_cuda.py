@@ -100,10 +100,9 @@ class Product:
         blocks = posed.pieces * steps if step else -(-posed.k // tile_k)
         tiles = -(-posed.m // config["m"]) * -(-posed.n // config["n"])
         programs = device(posed.ordinal)[0] * config["per_sm"]
-        jumps = (1 if posed.repeat_a else posed.m, 1 if posed.repeat_b else posed.n) if posed.group_k else (0, 0)
         sizes = (
             posed.m, posed.n, posed.k, posed.stride_a, posed.stride_b, posed.n, step,
-            int(not posed.repeat_a), int(not posed.repeat_b), *jumps, blocks,
+            int(not posed.repeat_a), int(not posed.repeat_b), *posed.jumps, blocks,
         )  # fmt: skip
         self.tma = config["tma"]
         self.partials, self.tiles = 0, tiles
