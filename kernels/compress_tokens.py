@@ -46,7 +46,7 @@ def reference(
         x: [L, C].
         seed: of the stochastic rounding; ``rounding`` is ``"nearest"`` or ``"stochastic"`` here.
         order, rank, bits, scale, rounding, group: as in ``hadamard_fx.scheme.LowRank``.
-        sums: also add up the tokens, ``summed_tokens(order, rank)`` at a time: a bias gradient but for its last sum.
+        sums: also add up the tokens, ``summed_tokens(order, rank, group)`` at a time: a bias gradient but for its last sum.
 
     Returns:
         q [C, Lp] as float64 integers, the scale [G, C] or [G, 1] in float64, and the sums [S, C], [0, C] if not wanted.
@@ -68,14 +68,13 @@ def reference(
         u = [reference_uniform(i, seed) for i in range(channels * kept)]
         q = (t + torch.tensor(u, dtype=torch.float64).view(channels, kept)).floor()
     scales = (amax * scale_factor(bits, order)).view(groups, -1)
-    return q.clamp(-qmax(bits), qmax(bits)), scales, _sums(x.double(), order, rank, sums)
+    return q.clamp(-qmax(bits), qmax(bits)), scales, _sums(x.double(), summed_tokens(order, rank, group), sums)
 
 
-def _sums(x: Tensor, order: int, rank: int, wanted: bool) -> Tensor:
+def _sums(x: Tensor, span: int, wanted: bool) -> Tensor:
     """Partial sums of the tokens [S, C]; S is 0 where they are not wanted."""
     if not wanted:
         return x.new_empty((0, x.shape[1]))
-    span = summed_tokens(order, rank)
     parts = -(-x.shape[0] // span)
     extended = torch.nn.functional.pad(x, (0, 0, 0, parts * span - x.shape[0]))
     return extended.reshape(parts, span, -1).sum(1)
@@ -128,20 +127,50 @@ def cpu(
         q, empty, added = fake(x, seed, order, rank, bits, scale, rounding, group, sums)
         return q.zero_(), empty.zero_(), added.zero_()
     q, scales = compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8")
-    return q, scales, _sums(x.float(), order, rank, sums)
+    return q, scales, _sums(x.float(), summed_tokens(order, rank, group), sums)
 
 
-def cuda(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The operator on CUDA tensors (``triton_tokens.py``)."""
-    results: tuple[Tensor, Tensor, Tensor] = triton_bodies("tokens").compress_tokens(*arguments)
+def cuda(
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator on CUDA tensors: ``triton_both.py`` where it knows the groups, else ``triton_tokens.py``."""
+    settings = (order, rank, bits, group)
+    results: tuple[Tensor, Tensor, Tensor]
+    if group and scale == "channel" and triton_bodies("both").serves(x, (), settings):
+        results = triton_bodies("both").compress_tokens(x, seed, *settings, rounding, sums)
+    else:
+        inside = sums and not group  # that kernel adds up spans of its own
+        results = triton_bodies("tokens").compress_tokens(x, seed, order, rank, bits, scale, rounding, group, inside)
+        if sums and group:
+            results = (*results[:2], _sums(x.float(), group, sums))
     return results
 
 
-def native(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+def native(
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    scale: str,
+    rounding: str,
+    group: int,
+    sums: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CPU tensors (``cpp_transform.py``)."""
     from . import cpp_transform
 
-    return cpp_transform.compress_tokens(*arguments)
+    inside = sums and not group  # where tokens share scales in groups, the compiled code adds nothing up
+    q, scales, added = cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group, inside)
+    return q, scales, _sums(x.float(), group, sums) if sums and group else added
 
 
 def fake(
@@ -155,18 +184,12 @@ def fake(
     group: int,
     sums: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Shapes: q int8 [C, Lp], scale float32 [G, C] (``"channel"``) or [G, 1] (``"tensor"``), sums float32 [S, C].
-
-    Raises:
-        ValueError: sums are wanted of tokens in groups.
-    """
-    if sums and group:
-        raise ValueError("sums of the tokens are made where all tokens share a scale: group must be 0")
+    """Shapes: q int8 [C, Lp], scale float32 [G, C] (``"channel"``) or [G, 1] (``"tensor"``), sums float32 [S, C]."""
     tokens, channels = x.shape
     groups = -(-tokens // group) if group else 1
     q = x.new_empty((channels, padded_kept(tokens, order, rank)), dtype=torch.int8)
     scales = x.new_empty((groups, channels if scale == "channel" else 1), dtype=torch.float32)
-    parts = -(-tokens // summed_tokens(order, rank)) if sums else 0
+    parts = -(-tokens // summed_tokens(order, rank, group)) if sums else 0
     return q, scales, x.new_empty((parts, channels), dtype=torch.float32)
 
 

@@ -15,8 +15,9 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -216,7 +217,13 @@ class Prologue:
         result: Tensor = values[self.result].to(dtype)
         return result.expand(shape).clone(memory_format=torch.contiguous_format)
 
-    def triton_body(self, names: Sequence[str], result: str = "y", prefix: str = "s") -> str:
+    def triton_body(
+        self,
+        names: Sequence[str],
+        result: str = "y",
+        prefix: str = "s",
+        expressions: Mapping[str, str] = MappingProxyType({}),
+    ) -> str:
         """Triton statements, one a line, that compute the variable ``result``.
 
         Args:
@@ -224,13 +231,15 @@ class Prologue:
                 that broadcast against each other. The result has the shape that they broadcast to in the steps.
             result: the variable to be assigned.
             prefix: of the steps' variables.
+            expressions: by operation, instead of those of ``OPS``.
         """
         variables = {f"x{index}": name for index, name in enumerate(names)}
         lines = []
         for index, step in enumerate(self.steps):
             operands = [variables[o] if isinstance(o, str) else _constant(o) for o in step.operands]
             variables[f"s{index}"] = f"{prefix}{index}"
-            lines.append(f"{prefix}{index} = {OPS[step.op].triton.format(*operands)}")
+            expression = expressions.get(step.op, OPS[step.op].triton)
+            lines.append(f"{prefix}{index} = {expression.format(*operands)}")
         return "\n".join([*lines, f"{result} = {variables[self.result]}"])
 
 

@@ -22,7 +22,7 @@ from .prologue import Prologue
 from .scaling import carrier_dtype, summed_tokens
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div, padded
 
-__all__ = ["KERNEL", "SPAN", "cpu", "cuda", "fake", "reference", "summed", "traffic"]
+__all__ = ["CAPABILITY", "KERNEL", "SPAN", "cpu", "cuda", "fake", "reference", "summed", "traffic", "why_not"]
 
 SCHEMA = (
     "(Tensor[] inputs, str prologue, ScalarType dtype, int[] rows, str rows_rounding, str carrier, Tensor? rows_seed,"
@@ -36,12 +36,39 @@ SPAN = 256
 """Tokens of one partial sum where the tokens are not compressed."""
 
 
+CAPABILITY = 90
+"""Compute capability that the kernel is written for (as 90): it uses Hopper's warp-group products."""
+
+
+def why_not(rows: Sequence[int], tokens: Sequence[int], dtype: torch.dtype) -> str:
+    """What keeps the CUDA kernel from these settings, ``""`` when nothing does.
+
+    Args:
+        rows, tokens: as in ``reference``; empty where a form is not wanted.
+        dtype: of y.
+    """
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the kernel that reads once keeps {str(dtype).removeprefix('torch.')} nowhere: it takes 16 bits"
+    if rows and (64 % rows[0] or rows[2] not in (64, 128, 256)):
+        return f"rows of order {rows[0]} in groups of {rows[2]}: the order must divide 64, the group be 64, 128 or 256"
+    if tokens:
+        order, rank, _, group = tokens
+        kept = 64 * rank // order
+        if 64 % order or kept & (kept - 1) or kept < 16 or group not in (64, 128, 256, 512):
+            return (
+                f"rank {rank} of {order} in groups of {group}: the order must divide 64, the rank be a power of two of"
+                " at least a quarter of it, the group be 64, 128, 256 or 512"
+            )
+    largest = (rows[2] if rows else 64) * (tokens[3] if tokens else SPAN)
+    return "" if largest <= 256 * 256 else f"a tile of {largest} values, which share scales, exceeds the shared memory"
+
+
 def summed(tokens: Sequence[int]) -> int:
     """Tokens of one partial sum: those that share a scale, which one program sees."""
     if not tokens:
         return SPAN
     order, rank, _, group = tokens
-    return group or summed_tokens(order, rank)
+    return summed_tokens(order, rank, group)
 
 
 def reference(

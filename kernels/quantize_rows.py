@@ -76,9 +76,14 @@ def cpu(
 def cuda(
     x: Tensor, seed: Tensor | None, order: int, bits: int, scale: str, rounding: str, carrier: str, group: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The operator on CUDA tensors (``triton_rows.py``)."""
+    """The operator on CUDA tensors: ``triton_both.py`` where columns share scales in groups, else ``triton_rows.py``.
+
+    Raises:
+        KernelError: groups that the kernel does not know, or a device that it does not run on.
+    """
     if group:
-        raise failure("quantize_rows", NotImplementedError("scales of groups of columns"), group=group)
+        both: tuple[Tensor, Tensor] = triton_bodies("both").quantize_rows(x, seed, order, bits, rounding, carrier, group)
+        return both
     results: tuple[Tensor, Tensor] = triton_bodies("rows").quantize_rows(x, seed, order, bits, scale, rounding, carrier)
     return results
 

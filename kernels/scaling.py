@@ -66,8 +66,11 @@ def padded_kept(tokens: int, order: int, rank: int) -> int:
     return -(-(-(-tokens // order) * rank) // ALIGNMENT) * ALIGNMENT
 
 
-def summed_tokens(order: int, rank: int) -> int:
-    """Tokens of one partial sum of ``compress_tokens``: what one program of its kernel reads at least."""
+def summed_tokens(order: int, rank: int, group: int = 0) -> int:
+    """Tokens of one partial sum of ``compress_tokens``: what one program of its kernel reads at least, a group where
+    tokens share scales in groups."""
+    if group:
+        return group
     kept = 1 << (rank - 1).bit_length()
     return max(256, 16 * order // kept)
 

@@ -1,0 +1,72 @@
+"""Kernels that are written out as Python files: a traceback or a profiler points into a file that one can read.
+
+The file lies in Inductor's cache folder under the digest of its text, so that a kernel has one name in every process
+and is compiled once for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+
+from hadamard_fx import compat
+
+__all__ = ["PREFIX", "import_file", "module"]
+
+PREFIX = "hadamard_fx_generated_"
+"""Of the names of such modules."""
+
+
+@functools.lru_cache(maxsize=4096)
+def module(stem: str, text: str) -> ModuleType:
+    """The module with this text.
+
+    Args:
+        stem: what the file is called, in front of the digest.
+        text: Python source.
+
+    Raises:
+        OSError: the cache folder cannot be written.
+    """
+    name = f"{PREFIX}{stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    path = Path(compat.cache_dir()) / "hadamard_fx" / "kernels" / f"{name}.py"
+    if not path.exists():
+        _write(path, text)
+    return import_file(str(path))
+
+
+def import_file(path: str) -> ModuleType:
+    """The module in a file that ``module`` wrote, imported once; another process may have written it."""
+    name = Path(path).stem
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None and spec.loader is not None
+        made = importlib.util.module_from_spec(spec)
+        sys.modules[name] = made
+        try:
+            spec.loader.exec_module(made)
+        except BaseException:
+            del sys.modules[name]
+            raise
+    return sys.modules[name]
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: another process may read it at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
