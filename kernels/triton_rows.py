@@ -14,7 +14,7 @@ from .rounding import require_seed
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor
 from .triton_launch import Launch
 from .triton_rows_kernel import AMAX, FUSED, QUANTISE, _rows_kernel
-from .triton_transform import CODES, matrix_dtype
+from .triton_transform import CODES, fusion, matrix_dtype
 
 __all__ = ["CODES", "quantize_rows"]
 
@@ -107,7 +107,7 @@ def _plan(
     numbers = (rows, columns, padded, stride_row, scale_factor(bits, order))
     transform = (qmax(bits), order, order.bit_length() - 1, CODES[rounds[0]], matrix_dtype(dtype))
     sizes = (tile["CHUNKS"], tile["HOLD"], tile["ROWS"], tile["PIECES"], tile["WIDTH"])
-    programs, options = -(-rows // tile["ROWS"]), {"num_warps": tile["num_warps"]}
+    programs, options = -(-rows // tile["ROWS"]), {"num_warps": tile["num_warps"], **fusion(rounds[0])}
     launches = tuple(
         Launch(_rows_kernel, programs, (*numbers, *transform, phase, *sizes), options, loose=1)
         for phase in ((FUSED,) if token else (AMAX, QUANTISE))

@@ -15,7 +15,7 @@ from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
 from .triton_launch import Launch
 from .triton_tokens_kernel import _tokens_kernel
-from .triton_transform import CODES, matrix_dtype
+from .triton_transform import CODES, fusion, matrix_dtype
 
 __all__ = ["compress_tokens"]
 
@@ -137,6 +137,6 @@ def _plan(
     even = even and span % tile["BLOCKS"] == 0 and per_group % tile["BLOCKS"] == 0 and padded * order == tokens * rank
     constants = (*transform, channelwise, fused, sums, tile["CHANNELS"], tile["BLOCKS"], even)
     values = (*sizes, stride_token, scale_factor(bits, order), *constants)
-    options = {name: tile[name] for name in ("num_warps", "num_stages")}
+    options = {name: tile[name] for name in ("num_warps", "num_stages")} | fusion(rounds[0])
     launch = Launch(_tokens_kernel, slabs * parts * (1 if fused else 2), values, options, loose=1)
     return shape._replace(counters=counters, launch=launch)

@@ -42,6 +42,15 @@ def matrix_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float16 if str(dtype) == "torch.float16" else tl.bfloat16
 
 
+def fusion(rounding: str) -> dict[str, bool]:
+    """Triton's option on fused multiply-adds, whose default differs from release to release.
+
+    Rounding to nearest must see the rounded product, as the CPU does: ``v·factor + ROUNDER`` in one instruction sends
+    exact halves elsewhere. A stochastic rounding has no exact halves, and gains an instruction per element.
+    """
+    return {"enable_fp_fusion": rounding != "nearest"}
+
+
 @triton.jit
 def walsh_entry(sequency, column, LOG_ORDER: tl.constexpr):
     """Entry ±1 (int32) of the Walsh matrix of order 2^LOG_ORDER; see ``walsh.py``."""

@@ -123,6 +123,30 @@ def test_launches_that_triton_compiles_once_have_one_key() -> None:
     assert len({base, *others}) == 1 + len(others)
 
 
+@pytest.mark.parametrize("operator", ["quantize_rows", "compress_tokens"])
+@pytest.mark.parametrize("rounding", ["nearest", "pseudo_stochastic"])
+def test_rounding_to_nearest_sees_the_rounded_product(
+    submitted: list[tuple[Any, ...]], tmp_path: Path, operator: str, rounding: str
+) -> None:
+    """v·factor + ROUNDER in one instruction would round exact halves otherwise than the CPU does."""
+    with FakeTensorMode():
+        x = torch.empty(512, 96, dtype=torch.bfloat16, device="cuda")
+    calls = {
+        "quantize_rows": (x, None, 16, 4, "token", rounding, "int8"),
+        "compress_tokens": (x, None, 16, 8, 8, "channel", rounding, 0, False),
+    }
+    ahead.prepare([(KERNELS[operator], calls[operator])])
+    ((kernel, arguments, options, _),) = submitted
+    tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
+    job = (kernel.fn.__module__, kernel.fn.__name__, tensors, arguments[len(tensors) :], options)
+    process = ahead._process()
+    assert process is not None
+    process.communicate(pickle.dumps((*job, ("cuda", 90, 32), str(tmp_path))), timeout=120)
+    (made,) = tmp_path.rglob("*.ptx")
+    fused = made.read_text().count("fma.rn.f32")
+    assert fused == 0 if rounding == "nearest" else fused > 0
+
+
 NAMES = """
 from hadamard_fx.kernels import triton_quantized_mm as products, triton_rows as rows, triton_tokens as tokens
 kernels = [rows._rows_kernel, tokens._tokens_kernel, products.tiles_kernel, products.stream_kernel]
