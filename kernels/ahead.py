@@ -3,10 +3,11 @@
 A kernel compiled when it is first launched would keep the first step waiting, one kernel after the other. Here a call
 is made with fake tensors: the launcher decides everything as usual, down to ``submit``, which gets what the compiler
 must be asked. Other processes compile (``triton_worker.py``), because a thread would take Python's lock from Inductor,
-and leave the result in Triton's cache on disk. Who launches a kernel that is not there waits for all that was
-submitted, then finds it in that cache.
+and leave the result in Triton's cache on disk. Who launches a kernel waits for that one, then finds it in that cache;
+one that no process has begun is compiled where it is launched.
 
 A compilation that fails here fails again, and is reported, where the kernel is launched.
+Everything is logged: ``TORCH_LOGS="+hadamard_fx"``, or the level DEBUG of the logger ``hadamard_fx``.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import logging
 import os
 import pickle
 import queue
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +38,7 @@ __all__ = ["cache_directory", "prepare", "start", "submit", "wait"]
 _SUBMITTED: dict[Any, concurrent.futures.Future[None]] = {}
 _LONGEST_SECONDS = 120
 _STARTED_IN = os.getcwd()
+_LOG = logging.getLogger(__package__)
 _IDLE_SECONDS = 60
 """A process that has nothing to do for so long ends: it holds a few hundred megabytes."""
 
@@ -55,34 +60,45 @@ def prepare(calls: Iterable[tuple[Kernel, tuple[Any, ...]]]) -> None:
 
 
 def start() -> None:
-    """Start the processes: their imports take as long as tracing a model does."""
+    """Start the processes, before there is anything to compile: they load Triton, which takes them half a second."""
     _workers()
 
 
-def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, int], device: torch.device) -> None:
+def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], device: torch.device) -> None:
     """Have the specialisation of a ``triton.jit`` kernel compiled that a launch will need.
 
     Args:
         kernel: the kernel, known in its module by its own name.
-        arguments: of the launch, fake tensors among them; the real ones are taken to start at multiples of 16 bytes.
+        arguments: of the launch, fake tensors first; the real ones are taken to start at multiples of 16 bytes.
         options: Triton's, ``num_warps`` for instance.
         device: CUDA device of the launch.
     """
-    typed = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
-    name = (kernel.fn.__module__, kernel.fn.__name__)
-    key = (name, tuple(map(_specialised, typed)), tuple(options.items()), device.index)
+    key = _key(kernel, arguments, options, device)
     if key not in _SUBMITTED and _workers():
+        tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
+        name = (kernel.fn.__module__, kernel.fn.__name__)
+        target = _target(device.index or 0)
+        job = (*name, tensors, arguments[len(tensors) :], dict(options), target, cache_directory(device))
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
         _SUBMITTED[key] = done
-        target = _target(device.index or 0)
-        _QUEUE.put(((*name, typed, dict(options), target, cache_directory(device)), done))
+        _LOG.debug("%s queued: %s %s %s", _name(key), tensors, arguments[len(tensors) :], dict(options))
+        _QUEUE.put((_name(key), job, done))
 
 
-def wait() -> None:
-    """Return when all that was submitted is compiled, or took so long that it is better not to wait for it."""
-    pending = [done for done in _SUBMITTED.values() if not done.done()]
-    for late in concurrent.futures.wait(pending, timeout=_LONGEST_SECONDS).not_done:
-        late.cancel()  # nobody waits for it again
+def wait(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], device: torch.device) -> None:
+    """Return when what a launch needs is compiled, or no process works on it, or took so long that it is better not
+    to wait for it. The arguments are those of ``submit``, with real tensors."""
+    key = _key(kernel, arguments, options, device)
+    done = _SUBMITTED.get(key)
+    if done is None:
+        _LOG.debug("%s was not compiled ahead: %s", _name(key), key)
+    elif done.cancel():
+        _LOG.debug("%s is still queued: it is compiled where it is launched", _name(key))
+    elif not done.done():
+        begin = time.perf_counter()
+        if concurrent.futures.wait((done,), timeout=_LONGEST_SECONDS).not_done:
+            _SUBMITTED.pop(key, None)  # nobody waits for it again
+        _LOG.debug("%s waited for, %.2f s", _name(key), time.perf_counter() - begin)
 
 
 def cache_directory(device: torch.device) -> str:
@@ -90,11 +106,29 @@ def cache_directory(device: torch.device) -> str:
     return os.environ.setdefault("TRITON_CACHE_DIR", compat.triton_cache_directory(device.index or 0))
 
 
-def _specialised(argument: Any) -> Any:
-    """What Triton sees of an argument: numbers that it treats alike are compiled once."""
+def _key(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], device: torch.device) -> Any:
+    """Equal for launches that Triton compiles once."""
+    seen = tuple(map(_specialised, kernel.params, arguments))
+    return kernel.fn.__module__, kernel.fn.__name__, seen, tuple(options.items()), device.index or 0
+
+
+def _name(key: Any) -> str:
+    """A kernel in the log: what is printed of the key is the same where it is queued and where it is launched."""
+    return f"{key[1]} {hash(key) & 0xFFFFFF:06x}"
+
+
+def _specialised(parameter: Any, argument: Any) -> Any:
+    """What Triton sees of an argument: the value of a constant, the type of a number and what it is a multiple of."""
+    if isinstance(argument, torch.Tensor):
+        return argument.dtype
+    if parameter.is_constexpr or argument is None:
+        return type(argument), argument
     if isinstance(argument, int) and not isinstance(argument, bool):
-        return argument if abs(argument) <= 512 else (argument % 16 == 0, abs(argument) < 2**31)
-    return argument
+        width = 32 if -(2**31) <= argument < 2**31 else 64 if argument < 2**63 else "unsigned"
+        if parameter.do_not_specialize:
+            return (width,)
+        return 1 if argument == 1 else (width, argument % 16 == 0 and not parameter.do_not_specialize_on_alignment)
+    return type(argument)
 
 
 @functools.cache
@@ -104,7 +138,7 @@ def _target(device: int) -> tuple[str, int, int]:
     return "cuda", 10 * major + minor, 32
 
 
-_QUEUE: queue.SimpleQueue[tuple[Any, concurrent.futures.Future[None]]] = queue.SimpleQueue()
+_QUEUE: queue.SimpleQueue[tuple[str, Any, concurrent.futures.Future[None]]] = queue.SimpleQueue()
 
 
 @functools.cache
@@ -141,31 +175,43 @@ def _serve() -> None:
     process = _process()
     while True:
         try:
-            job, done = _QUEUE.get(timeout=_IDLE_SECONDS)
+            name, job, done = _QUEUE.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             if process is not None:
                 process.kill()  # not by the end of its input: a forked child may hold that open
                 process.wait()
                 process = None
             continue
+        if not done.set_running_or_notify_cancel():
+            continue  # compiled where it was launched
         if process is None or process.poll() is not None:
             process = _process()
+        begin, answer = time.perf_counter(), b""
         with contextlib.suppress(Exception):
             assert process is not None and process.stdin is not None and process.stdout is not None
             pickle.dump(job, process.stdin)
             process.stdin.flush()
-            process.stdout.read(1)
-        with contextlib.suppress(concurrent.futures.InvalidStateError):  # given up meanwhile
-            done.set_result(None)
+            answer = process.stdout.readline()
+        done.set_result(None)
+        if answer[:1].isdigit():
+            _LOG.debug("%s compiled, %.2f s", name, time.perf_counter() - begin)
+        else:
+            _LOG.debug("%s not compiled, %.2f s: %s", name, time.perf_counter() - begin, answer.decode().strip())
 
 
 def _process() -> subprocess.Popen[bytes] | None:
-    """A process that ends when its input does; None where the system allows none."""
+    """A process, ready for jobs, that ends when its input does; None where the system allows none."""
     folders = [folder or _STARTED_IN for folder in sys.path if isinstance(folder, str)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
-    command = [sys.executable, "-m", f"{__package__}.triton_worker"]
+    # Not as a module: that would import the package, hence torch. -P: nothing is imported from the folder of the file.
+    package = Path(compat.__file__).absolute().parent
+    command = [sys.executable, "-P", str(Path(__file__).absolute().with_name("triton_worker.py")), str(package)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    begin = time.perf_counter()
     try:
-        return subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload, no-any-return]
+        process = subprocess.Popen(command, env=environment, **pipes)  # type: ignore[call-overload]
     except (OSError, TypeError):  # no such program, no more processes; an embedded Python names no program
         return None
+    greeting = process.stdout.readline()
+    _LOG.debug("a process to compile %s, %.2f s", "is ready" if greeting else "ended", time.perf_counter() - begin)
+    return process  # type: ignore[no-any-return]

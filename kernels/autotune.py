@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import os
 import statistics
 import tempfile
@@ -38,6 +39,7 @@ Config = Mapping[str, Any]
 
 _CHOSEN: dict[tuple[str, str, str], Config] = {}
 _LOCK = threading.RLock()
+_LOG = logging.getLogger(__package__)
 
 
 def best(
@@ -74,7 +76,11 @@ def best(
             return remembered
         if len(configs) == 1 or capturing():
             return configs[0]
+        begin = time.perf_counter()
         chosen = _fastest(kernel, key, configs, run, measure or seconds)
+        _LOG.debug(
+            "%s tuned, %d configurations, %.2f s: %s", kernel, len(configs), time.perf_counter() - begin, slot[2]
+        )
         _CHOSEN[slot] = chosen
         _to_disk(where, slot, chosen)
         return chosen

@@ -121,7 +121,7 @@ class Product:
             *self.table, slots = hands.table(max(steps, 1))
             self.partials = max(slots, 1) * config["m"] * config["n"]
             programs = len(hands.hands)
-        options = {"num_warps": config["warps"], "num_stages": config["stages"]}
+        options = {"num_warps": config["warps"], "num_stages": config["stages"], "enable_fp_fusion": True}
         self.launch = Launch(kernel, programs, (*sizes, *constants), options, loose=1)
 
     def __call__(self, *tensors: torch.Tensor) -> None:

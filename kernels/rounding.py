@@ -23,6 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arithmetic import FOLD, MULTIPLIER, SEED_MULTIPLIER, WEYL
+
 __all__ = [
     "FOLD",
     "MULTIPLIER",
@@ -36,13 +38,6 @@ __all__ = [
     "seed_word",
 ]
 
-WEYL = 0x9E3779B1
-"""A: 2^32 divided by the golden ratio, made odd."""
-MULTIPLIER = 0xC2B2AE35
-"""B: the second multiplier of MurmurHash3's finaliser; of eight, the best in neighbour and block statistics."""
-SEED_MULTIPLIER = 0x85EBCA6B
-"""Spreads neighbouring seeds over the whole counter: without it, seeds s and s + 1 draw correlated numbers."""
-FOLD = 16
 _WORD = 0xFFFFFFFF
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hadamard_fx.errors import SchemeError
 
+from .arithmetic import HEADROOM, SMALLEST
 from .traffic import ALIGNMENT
 
 __all__ = [
@@ -29,13 +30,6 @@ __all__ = [
     "scales",
     "summed_tokens",
 ]
-
-SMALLEST = 1e-30
-"""Magnitudes below count as this: all zeros give q = 0 and no division by zero."""
-
-HEADROOM = 1 - 2.0**-22
-"""Times qmax/amax in float32 (two roundings of 2^-24 each), |v·factor| stays below qmax, and so do v·factor + d - 1/2
-for d < 1: at 8 bits this moves a value by at most 127·2^-22 of a step."""
 
 _CARRIERS = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
 

@@ -7,6 +7,8 @@ compiled kernel.
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,6 +20,8 @@ from hadamard_fx import compat
 from . import ahead
 
 __all__ = ["Launch"]
+
+_LOG = logging.getLogger(__package__)
 
 
 class Launch:
@@ -32,7 +36,7 @@ class Launch:
     """
 
     def __init__(
-        self, kernel: Any, programs: int, values: tuple[Any, ...], options: Mapping[str, int], loose: int = 0
+        self, kernel: Any, programs: int, values: tuple[Any, ...], options: Mapping[str, Any], loose: int = 0
     ) -> None:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
@@ -61,9 +65,13 @@ class Launch:
         if not tensors[0].is_cuda:  # the interpreter
             self.kernel[self.grid](*tensors, *self.values, **self.options)
             return
-        ahead.wait()
-        ahead.cache_directory(tensors[0].device)
-        with torch.cuda.device(tensors[0].device):
+        device = tensors[0].device
+        ahead.cache_directory(device)
+        if keep:
+            ahead.wait(self.kernel, (*tensors, *self.values), self.options, device)
+        begin = time.perf_counter()
+        with torch.cuda.device(device):
             made = self.kernel[self.grid](*tensors, *self.values, **self.options)
+        _LOG.debug("%s first launched, %.3f s", self.kernel.fn.__name__, time.perf_counter() - begin)
         if keep:
             self.compiled[tensors[0].get_device()] = made[self.grid]

@@ -1,10 +1,4 @@
-"""The Triton kernel behind quantize_rows and its launcher (CUDA; the interpreter runs the same code for the tests).
-
-A tile [ROWS·PIECES, WIDTH] holds ROWS chunks of rows: PIECES pieces of WIDTH columns make a chunk, so the
-block-diagonal product needs no reshape of what was loaded. A row of up to four chunks is held in registers (HOLD); a
-longer one is passed over twice (scale, then integers), the second time out of the L2 cache. One scale per tensor takes
-two launches, the first with an atomic maximum on the bits of the magnitudes.
-"""
+"""The launcher of the Triton kernel behind quantize_rows; see ``triton_rows_kernel.py``."""
 
 from __future__ import annotations
 
@@ -13,119 +7,16 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from .library import failure
 from .rounding import require_seed
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor
 from .triton_launch import Launch
-from .triton_transform import (
-    exact_dot,
-    floored,
-    in_order,
-    larger_magnitude,
-    magnitude_bits,
-    matrix_dtype,
-    quantising_factor,
-    rounded,
-    row_matrix,
-    seed_word,
-    weyl,
-)
+from .triton_rows_kernel import AMAX, FUSED, QUANTISE, _rows_kernel
+from .triton_transform import CODES, fusion, matrix_dtype
 
 __all__ = ["CODES", "quantize_rows"]
-
-CODES = {"nearest": 0, "stochastic": 1, "pseudo_stochastic": 2}
-"""Rounding as the kernels know it."""
-
-FUSED, AMAX, QUANTISE = 0, 1, 2
-_FUSED, _AMAX, _QUANTISE = tl.constexpr(FUSED), tl.constexpr(AMAX), tl.constexpr(QUANTISE)
-
-
-@triton.jit
-def _chunk(x, row, first, rows, columns, stride_row, matrix, PIECES: tl.constexpr, WIDTH: tl.constexpr):
-    """v of one chunk of columns of the tile's rows: float32 [ROWS, PIECES·WIDTH]."""
-    ROWS: tl.constexpr = row.shape[0]
-    piece = tl.arange(0, ROWS * PIECES)
-    row = tl.reshape(tl.broadcast_to(row[:, None], (ROWS, PIECES)), (ROWS * PIECES,))
-    column = first + (piece % PIECES)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
-    pointer = x + row[:, None].to(tl.int64) * stride_row + column
-    tile = tl.load(pointer, mask=(row[:, None] < rows) & (column < columns), other=0.0)
-    return tl.reshape(in_order(exact_dot(tile, matrix)), (ROWS, PIECES * WIDTH))
-
-
-@triton.jit(do_not_specialize_on_alignment=["seed"])
-def _rows_kernel(
-    x,
-    q,
-    scale,
-    amax_bits,
-    seed,
-    rows,
-    columns,
-    padded,
-    stride_row,
-    scale_per_amax,
-    QMAX: tl.constexpr,
-    ORDER: tl.constexpr,
-    LOG_ORDER: tl.constexpr,
-    ROUNDING: tl.constexpr,
-    MATRIX: tl.constexpr,
-    PHASE: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    HOLD: tl.constexpr,
-    ROWS: tl.constexpr,
-    PIECES: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    matrix = row_matrix(WIDTH, ORDER, LOG_ORDER, MATRIX)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    CHUNK: tl.constexpr = PIECES * WIDTH
-
-    held = ()
-    if PHASE == _QUANTISE:
-        bits = tl.broadcast_to(tl.load(amax_bits), (ROWS,))
-    elif HOLD:
-        largest = tl.zeros((ROWS, CHUNK), tl.float32)
-        for chunk in tl.static_range(CHUNKS):
-            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
-            largest = larger_magnitude(largest, v)
-            held = held + (v,)  # type: ignore[assignment]  # noqa: RUF005 (no starred tuples in Triton)
-        bits = tl.max(magnitude_bits(largest), 1)
-    else:
-        largest = tl.zeros((ROWS, CHUNK), tl.float32)
-        for chunk in range(CHUNKS):
-            v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
-            largest = larger_magnitude(largest, v)
-        bits = tl.max(magnitude_bits(largest), 1)
-
-    if PHASE == _AMAX:
-        tl.atomic_max(amax_bits, tl.max(bits, 0), sem="relaxed")
-    else:
-        amax = floored(bits)
-        if PHASE == _FUSED:
-            tl.store(scale + row, amax * scale_per_amax, mask=row < rows)
-        elif tl.program_id(0) == 0:
-            tl.store(scale, tl.max(amax, 0) * scale_per_amax)
-        factor = quantising_factor(amax, QMAX, ROUNDING)[:, None]
-        counter = weyl(row.to(tl.uint32) * padded.to(tl.uint32))[:, None] + seed_word(seed, ROUNDING)
-        draws = weyl(tl.arange(0, CHUNK))[None, :]
-        target = q + row[:, None].to(tl.int64) * padded
-        if HOLD:
-            for chunk in tl.static_range(CHUNKS):
-                column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
-                integers = rounded(
-                    held[chunk], factor, (counter + weyl(chunk * CHUNK)) + draws, ROUNDING, q.dtype.element_ty
-                )
-                tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
-        else:
-            for chunk in range(CHUNKS):
-                v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
-                column = chunk * CHUNK + tl.arange(0, CHUNK)[None, :]
-                integers = rounded(v, factor, (counter + weyl(chunk * CHUNK)) + draws, ROUNDING, q.dtype.element_ty)
-                tl.store(target + column, integers, mask=(row[:, None] < rows) & (column < padded))
-
 
 LARGEST_TILE = 8192
 """Values that one program holds at once, in registers."""
@@ -216,7 +107,7 @@ def _plan(
     numbers = (rows, columns, padded, stride_row, scale_factor(bits, order))
     transform = (qmax(bits), order, order.bit_length() - 1, CODES[rounds[0]], matrix_dtype(dtype))
     sizes = (tile["CHUNKS"], tile["HOLD"], tile["ROWS"], tile["PIECES"], tile["WIDTH"])
-    programs, options = -(-rows // tile["ROWS"]), {"num_warps": tile["num_warps"]}
+    programs, options = -(-rows // tile["ROWS"]), {"num_warps": tile["num_warps"], **fusion(rounds[0])}
     launches = tuple(
         Launch(_rows_kernel, programs, (*numbers, *transform, phase, *sizes), options, loose=1)
         for phase in ((FUSED,) if token else (AMAX, QUANTISE))

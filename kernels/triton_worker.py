@@ -1,6 +1,8 @@
 """A process that compiles Triton kernels into the cache on disk, and never touches a device: see ``ahead.py``.
 
-It reads pickled jobs from its input, one after the other, and answers each with one byte.
+It is run as a file, and loads Triton and the files that hold bodies, neither torch nor the rest of the package, which
+take many times as long. It reads pickled jobs from its input, one after the other, and answers each with the seconds
+that it took, as a line of text ("-" and the error before them: it failed); the first line says that it is ready.
 """
 
 from __future__ import annotations
@@ -10,12 +12,18 @@ import importlib
 import os
 import pickle
 import sys
+import time
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.jit import MockTensor
 
 __all__ = ["compile_into_cache", "main"]
+
+_BODIES = ("triton_rows_kernel", "triton_tokens_kernel", "triton_quantized_mm")
 
 
 class _Described:
@@ -37,8 +45,9 @@ class _Described:
 def compile_into_cache(
     module: str,
     name: str,
-    arguments: tuple[Any, ...],
-    options: dict[str, int],
+    tensors: tuple[str, ...],
+    values: tuple[Any, ...],
+    options: dict[str, Any],
     target: tuple[str, int, int],
     cache: str,
 ) -> None:
@@ -46,7 +55,8 @@ def compile_into_cache(
 
     Args:
         module, name: of the ``triton.jit`` kernel.
-        arguments: of the launch, a dtype of torch for each tensor.
+        tensors: dtypes of the tensors of the launch, its first arguments: ``"torch.bfloat16"``.
+        values: the other arguments.
         options: Triton's.
         target: backend, compute capability, threads of a warp.
         cache: directory.
@@ -54,24 +64,55 @@ def compile_into_cache(
     os.environ["TRITON_CACHE_DIR"] = cache
     driver.set_active(_Described(target))
     kernel = getattr(importlib.import_module(module), name)
-    kernel.warmup(*arguments, grid=(1,), **options)
+    made = kernel.warmup(*map(MockTensor, tensors), *values, grid=(1,), **options)
+    # Before 3.7 Triton has a C compiler make a launcher for every signature, and keeps that in the cache as well.
+    with contextlib.suppress(Exception):
+        importlib.import_module("triton.backends.nvidia.driver").CudaLauncher(made.src, made.metadata)
+
+
+def _packages() -> None:
+    """The package, whose folder is the argument, and this folder, without what importing the package runs."""
+    for name, folder in (("hadamard_fx", sys.argv[1]), ("hadamard_fx.kernels", Path(__file__).absolute().parent)):
+        package = ModuleType(name)
+        package.__path__ = [str(folder)]
+        sys.modules[name] = package
+
+
+def _prepare() -> None:
+    """What Triton does once, before the first job: it reads itself, and looks for torch, to know its tensors."""
+    absent = ModuleType("torch")
+    absent.Tensor = type("Tensor", (), {})  # type: ignore[attr-defined]
+    found = sys.modules.setdefault("torch", absent)
+    with contextlib.suppress(Exception):
+        importlib.import_module("triton.runtime.jit").mangle_type(1)
+    if found is absent:
+        del sys.modules["torch"]
+    with contextlib.suppress(Exception):
+        importlib.import_module("triton.runtime.cache").triton_key()
 
 
 def main() -> None:
     """Serve until the input ends."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever a compiler prints is no answer
-    for name in ("rows", "tokens", "quantized_mm"):
-        importlib.import_module(f"{__package__}.triton_{name}")
+    _packages()
+    _prepare()
+    for name in _BODIES:
+        importlib.import_module(f"hadamard_fx.kernels.{name}")
+    answer = "0"
     while True:
+        answers.write(f"{answer}\n".encode())
+        answers.flush()
         try:
             job = pickle.load(requests)
         except EOFError:
             return
-        with contextlib.suppress(Exception):  # it fails again where the kernel is launched
+        begin, failed = time.perf_counter(), ""
+        try:
             compile_into_cache(*job)
-        answers.write(b".")
-        answers.flush()
+        except Exception as error:  # it fails again where the kernel is launched
+            failed = f"- {type(error).__name__} "
+        answer = f"{failed}{time.perf_counter() - begin:.3f}"
 
 
 if __name__ == "__main__":

@@ -67,12 +67,15 @@ class Pipeline:
         self.plan = plan
         if not plan.rewrites():
             return
-        if self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites()):
+        compiles = self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites())
+        if compiles:
             ahead.start()
         self._before = _copy(graph)
         rewrite = RewriteGemms(plan)
         rewrite.rewrite(joint)
         enforce(JointGraph(graph, self.inputs), plan, rewrite.name)
+        if compiles:  # here already, so that they are compiled while the graph is partitioned
+            ahead.prepare(_kernel_calls(graph))
 
     def partition(
         self, joint: fx.GraphModule, joint_inputs: object, inner: Partitioner, *, num_fwd_outputs: int, **kwargs: object
@@ -83,8 +86,6 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        for part in parts if self.runs else ():
-            ahead.prepare(_kernel_calls(part.graph))
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved

@@ -133,7 +133,11 @@ def _vit() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     ("package", "make", "rate"), [("transformers", _llama, 0.05), ("timm", _vit, 0.003)], ids=["llama", "deit"]
 )
 def test_a_strangers_model_trains_ten_steps(package: str, make: Callable[[], Any], rate: float) -> None:
-    """At a rate at which the exact model's losses fall from step to step."""
+    """At a rate at which the exact model's losses fall from step to step.
+
+    On a CPU, for five seeds, a transformer like the one of images loses 0.76 to 0.98 of what the exact one loses. The
+    gradient of its last weight, summed over five images, is too short for a rank cut and stays exact.
+    """
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     torch.manual_seed(0)
@@ -142,11 +146,13 @@ def test_a_strangers_model_trains_ten_steps(package: str, make: Callable[[], Any
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in inputs.items()}
     ours = train(model, inputs, rate, backend=hadamard_fx.hadamard, options=HOT)
     theirs = train(model, inputs, rate, backend="inductor")
-    assert ours[0] == theirs[0]
+    assert ours[0] == theirs[0], (ours, theirs)
     assert ours[0] - ours[-1] > 0.5 * (theirs[0] - theirs[-1]) > 0, (ours, theirs)
     decisions = [d for report in hadamard_fx.reports() for d in report.plan.decisions]
     rewritten = [d for d in decisions if d.gemm.role in (Role.GRAD_INPUT, Role.GRAD_WEIGHT)]
-    assert rewritten and all(d.rewritten for d in rewritten)
+    exact = [(d.gemm.layer, d.gemm.role, d.reason) for d in rewritten if not d.rewritten]
+    assert len(rewritten) > 4 and all("do not fill a block" in reason for *_, reason in exact), exact
+    assert len(exact) == (package == "timm"), exact
 
 
 def train(model: nn.Module, inputs: dict[str, torch.Tensor], rate: float, **compilation: Any) -> list[float]:

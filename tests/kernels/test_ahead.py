@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import logging
+import os
 import pickle
+import queue
 import subprocess
 import sys
 import time
@@ -54,17 +58,93 @@ def test_other_calls_are_passed_over(submitted: list[tuple[Any, ...]]) -> None:
 
 
 def test_a_process_without_a_device_fills_the_cache(submitted: list[tuple[Any, ...]], tmp_path: Path) -> None:
+    """Under the name that a process with torch looks for."""
     with FakeTensorMode():
         x = torch.empty(64, 96, dtype=torch.bfloat16, device="cuda")
     ahead.prepare([(KERNELS["quantize_rows"], (x, None, 16, 4, "token", "nearest", "int8"))])
     kernel, arguments, options, _ = submitted[0]
-    typed = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
-    job = (kernel.fn.__module__, kernel.fn.__name__, typed, options, ("cuda", 90, 32), str(tmp_path))
+    tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
+    values = arguments[len(tensors) :]
+    names = (kernel.fn.__module__, kernel.fn.__name__)
+    job = (*names, tensors, values, options, ("cuda", 90, 32), str(tmp_path))
     process = ahead._process()
     assert process is not None
-    answers, _ = process.communicate(pickle.dumps(job) * 2, timeout=120)
-    assert (answers, process.returncode) == (b"..", 0)
-    assert [path.name for path in tmp_path.rglob("*.cubin")] == ["_rows_kernel.cubin"]
+    answers, _ = process.communicate(pickle.dumps(job) * 2 + pickle.dumps((*names, (), *job[3:])), timeout=120)
+    first, second, third = answers.decode().splitlines()
+    assert float(first) > 0 and float(second) < float(first) and third.startswith("- ") and process.returncode == 0
+    (made,) = tmp_path.rglob("*.cubin")
+    script = f"""
+import pickle, sys, torch
+from hadamard_fx.kernels import triton_rows, triton_worker
+triton_worker.driver.set_active(triton_worker._Described(("cuda", 90, 32)))
+tensors, values, options = pickle.loads({pickle.dumps((tensors, values, options))!r})
+tensors = [getattr(torch, name.split(".")[1]) for name in tensors]
+print(triton_rows._rows_kernel.warmup(*tensors, *values, grid=(1,), **options).hash)
+"""
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*.cubin")) == [made]
+    assert json.loads(made.with_suffix(".json").read_text())["hash"] == done.stdout.strip()
+
+
+def test_the_process_loads_no_torch() -> None:
+    script = f"""
+import runpy, sys
+worker = runpy.run_path({ahead.__file__.replace("ahead.py", "triton_worker.py")!r})
+sys.argv[1:] = [{str(Path(ahead.compat.__file__).parent)!r}]
+sys.stdin = open("/dev/null")
+worker["main"]()
+assert "torch" not in sys.modules and "hadamard_fx.kernels.triton_rows_kernel" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+def test_launches_that_triton_compiles_once_have_one_key() -> None:
+    from hadamard_fx.kernels.triton_rows import _rows_kernel
+
+    tensors = (torch.empty(1),) * 5
+    constants = (7, 16, 4, 1, None, 0, 1, True, 16, 1, 16)
+
+    def key(*numbers: Any, constants: tuple[Any, ...] = constants, device: str = "cuda:0", **options: Any) -> Any:
+        return ahead._key(_rows_kernel, (*tensors, *numbers, *constants), options, torch.device(device))
+
+    base = key(32, 48, 64, 160, 0.5)
+    assert key(512, 4096, 16, 48, 0.25) == base == key(32, 48, 64, 160, 0.5, device="cuda")
+    others = [
+        key(33, 48, 64, 160, 0.5),  # not a multiple of 16
+        key(1, 48, 64, 160, 0.5),  # a constant to Triton
+        key(32, 48, 64, 2**32, 0.5),
+        key(32, 48, 64, 160, 0.5, device="cuda:1"),
+        key(32, 48, 64, 160, 0.5, num_warps=8),
+        key(32, 48, 64, 160, 0.5, constants=(127, *constants[1:])),
+        key(32, 48, 64, 160, 0.5, constants=(*constants[:6], True, *constants[7:])),
+    ]
+    assert len({base, *others}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("operator", ["quantize_rows", "compress_tokens"])
+@pytest.mark.parametrize("rounding", ["nearest", "pseudo_stochastic"])
+def test_rounding_to_nearest_sees_the_rounded_product(
+    submitted: list[tuple[Any, ...]], tmp_path: Path, operator: str, rounding: str
+) -> None:
+    """v·factor + ROUNDER in one instruction would round exact halves otherwise than the CPU does."""
+    with FakeTensorMode():
+        x = torch.empty(512, 96, dtype=torch.bfloat16, device="cuda")
+    calls = {
+        "quantize_rows": (x, None, 16, 4, "token", rounding, "int8"),
+        "compress_tokens": (x, None, 16, 8, 8, "channel", rounding, 0, False),
+    }
+    ahead.prepare([(KERNELS[operator], calls[operator])])
+    ((kernel, arguments, options, _),) = submitted
+    tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
+    job = (kernel.fn.__module__, kernel.fn.__name__, tensors, arguments[len(tensors) :], options)
+    process = ahead._process()
+    assert process is not None
+    process.communicate(pickle.dumps((*job, ("cuda", 90, 32), str(tmp_path))), timeout=120)
+    (made,) = tmp_path.rglob("*.ptx")
+    fused = made.read_text().count("fma.rn.f32")
+    assert fused == 0 if rounding == "nearest" else fused > 0
 
 
 NAMES = """
@@ -95,8 +175,28 @@ def test_what_cannot_be_compiled_ahead_keeps_nobody_waiting(monkeypatch: pytest.
     ahead._workers.cache_clear()
     from hadamard_fx.kernels import triton_rows
 
-    ahead.submit(triton_rows._rows_kernel, (), {}, torch.device("cuda", 0))
+    kernel, device = triton_rows._rows_kernel, torch.device("cuda", 0)
+    ahead.submit(kernel, (), {}, device)
     begin = time.monotonic()
-    ahead.wait()
+    ahead.wait(kernel, (), {}, device)
+    ahead.wait(kernel, (1,), {}, device)  # never submitted
     assert time.monotonic() - begin < 10
     ahead._workers.cache_clear()
+
+
+def test_who_launches_compiles_what_no_process_has_begun(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from hadamard_fx.kernels import triton_rows
+
+    monkeypatch.setattr(ahead, "_workers", lambda: ("one that never takes a job",))
+    monkeypatch.setattr(ahead, "_QUEUE", queue.SimpleQueue())
+    monkeypatch.setattr(ahead, "_target", lambda device: ("cuda", 90, 32))
+    monkeypatch.setattr(ahead, "_SUBMITTED", {})
+    kernel, device = triton_rows._rows_kernel, torch.device("cuda", 0)
+    with caplog.at_level(logging.DEBUG, "hadamard_fx.kernels"):
+        ahead.submit(kernel, (), {}, device)
+        ahead.wait(kernel, (), {}, device)
+    _, _, done = ahead._QUEUE.get_nowait()
+    assert not done.set_running_or_notify_cancel()
+    assert ["queued" in message for message in caplog.messages] == [True, True]

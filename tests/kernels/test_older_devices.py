@@ -40,10 +40,10 @@ def calls() -> list[tuple[library.Kernel, tuple[Any, ...]]]:
 def test_kernels_compile(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[tuple[Any, ...]] = []
 
-    def submit(kernel: Any, arguments: tuple[Any, ...], options: dict[str, int], device: torch.device) -> None:
-        typed = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
-        name = (kernel.fn.__module__, kernel.fn.__name__)
-        jobs.append((*name, typed, options, ("cuda", capability, 32), str(tmp_path / str(len(jobs)))))
+    def submit(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], device: torch.device) -> None:
+        tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
+        job = (kernel.fn.__module__, kernel.fn.__name__, tensors, arguments[len(tensors) :], options)
+        jobs.append((*job, ("cuda", capability, 32), str(tmp_path / str(len(jobs)))))
 
     monkeypatch.setattr(ahead, "submit", submit)
     for module in ("quantized_mm_configs", "quantized_mm_cuda"):
