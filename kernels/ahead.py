@@ -31,6 +31,7 @@ import torch
 
 from hadamard_fx import compat
 
+from . import generated
 from .library import Kernel
 
 __all__ = ["cache_directory", "prepare", "start", "submit", "wait"]
@@ -76,7 +77,7 @@ def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], 
     key = _key(kernel, arguments, options, device)
     if key not in _SUBMITTED and _workers():
         tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
-        name = (kernel.fn.__module__, kernel.fn.__name__)
+        name = (_module(kernel), kernel.fn.__name__)
         target = _target(device.index or 0)
         job = (*name, tensors, arguments[len(tensors) :], dict(options), target, cache_directory(device))
         done: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -104,6 +105,12 @@ def wait(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], de
 def cache_directory(device: torch.device) -> str:
     """Where Triton keeps what it compiled: where Inductor will tell it to, and this process from now on."""
     return os.environ.setdefault("TRITON_CACHE_DIR", compat.triton_cache_directory(device.index or 0))
+
+
+def _module(kernel: Any) -> str:
+    """Where another process finds a kernel: a generated one in its file."""
+    module: str = kernel.fn.__module__
+    return str(kernel.fn.__code__.co_filename) if module.startswith(generated.PREFIX) else module
 
 
 def _key(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], device: torch.device) -> Any:

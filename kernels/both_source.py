@@ -166,7 +166,8 @@ def _body(form: Form, inputs: int) -> Iterator[str]:
     values = ", ".join(f"loaded[{inputs} * strip + {i}]" for i in range(inputs))
     yield f"            value = _evaluate({values}).to(gl.{form.dtype})"
     if form.keep:
-        yield f"            parts.store_tile(value, y, token, chunk * {width} + strip * 64, tokens, channels, {form.even})"
+        at = f"token, chunk * {width} + strip * 64"
+        yield f"            parts.store_tile(value, y, {at}, tokens, channels, {form.even})"
     yield f"            buffers.index(span * {form.strips} + strip).store(value)"
     if form.prefetch:
         yield f"        following = {load.format(first='token + 64', wanted=f'span + 1 < {form.spans}')}"
@@ -208,14 +209,16 @@ def _rows(form: Form, width: int) -> Iterator[str]:
 
 def _tokens(form: Form, width: int) -> Iterator[str]:
     order, rank, qmax, rounding = form.tokens or _SUMS
+    first, group = f"chunk * {width} + part * 64", f"slab * {64 * form.spans * rank // order}"
+    flags = f"{bool(form.tokens)}, {form.sums}, {form.even}"
     if not form.rows:
         yield "hopper.fence_async_shared()"
         yield "parts.barrier()"
     yield f"for part in range({form.strips}):"
     yield "    parts.tokens_form("
     yield "        buffers, part, tokens_matrix, tokens_q, tokens_scale + slab.to(gl.int64) * channels,"
-    yield f"        sums + slab.to(gl.int64) * channels, chunk * {width} + part * 64, slab * {64 * form.spans * rank // order},"
+    yield f"        sums + slab.to(gl.int64) * channels, {first}, {group},"
     yield "        channels, tokens_padded, tokens_word, tokens_per_amax,"
-    yield f"        {form.strips}, {form.spans}, {rank}, {qmax}, {rounding}, {bool(form.tokens)}, {form.sums}, {form.even},"
+    yield f"        {form.strips}, {form.spans}, {rank}, {qmax}, {rounding}, {flags},"
     yield "    )"
     yield "parts.barrier()  # the next tile overwrites the buffers"

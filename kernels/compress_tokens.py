@@ -10,7 +10,6 @@ along tokens only by groups whose partial sums the product rescales.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +45,8 @@ def reference(
         x: [L, C].
         seed: of the stochastic rounding; ``rounding`` is ``"nearest"`` or ``"stochastic"`` here.
         order, rank, bits, scale, rounding, group: as in ``hadamard_fx.scheme.LowRank``.
-        sums: also add up the tokens, ``summed_tokens(order, rank, group)`` at a time: a bias gradient but for its last sum.
+        sums: also add up the tokens, ``summed_tokens(order, rank, group)`` at a time: a bias gradient but for its last
+            sum.
 
     Returns:
         q [C, Lp] as float64 integers, the scale [G, C] or [G, 1] in float64, and the sums [S, C], [0, C] if not wanted.

@@ -1,7 +1,7 @@
 """Kernels that are written out as Python files: a traceback or a profiler points into a file that one can read.
 
 The file lies in Inductor's cache folder under the digest of its text, so that a kernel has one name in every process
-and is compiled once for all of them.
+and is compiled once for all of them. The processes that compile ahead import such files too: nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ import tempfile
 from pathlib import Path
 from types import ModuleType
 
-from hadamard_fx import compat
-
 __all__ = ["PREFIX", "import_file", "module"]
 
 PREFIX = "hadamard_fx_generated_"
@@ -25,10 +23,11 @@ PREFIX = "hadamard_fx_generated_"
 
 
 @functools.lru_cache(maxsize=4096)
-def module(stem: str, text: str) -> ModuleType:
+def module(folder: str, stem: str, text: str) -> ModuleType:
     """The module with this text.
 
     Args:
+        folder: cache folder, in which ``hadamard_fx/kernels`` is made.
         stem: what the file is called, in front of the digest.
         text: Python source.
 
@@ -36,7 +35,7 @@ def module(stem: str, text: str) -> ModuleType:
         OSError: the cache folder cannot be written.
     """
     name = f"{PREFIX}{stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    path = Path(compat.cache_dir()) / "hadamard_fx" / "kernels" / f"{name}.py"
+    path = Path(folder) / "hadamard_fx" / "kernels" / f"{name}.py"
     if not path.exists():
         _write(path, text)
     return import_file(str(path))

@@ -18,8 +18,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 
-from .rounding import FOLD, MULTIPLIER, SEED_MULTIPLIER, WEYL
-from .scaling import HEADROOM, SMALLEST
+from .arithmetic import FOLD, HEADROOM, MULTIPLIER, SEED_MULTIPLIER, SMALLEST, WEYL
 
 _WEYL = gl.constexpr(WEYL)
 _MULTIPLIER = gl.constexpr(MULTIPLIER)
@@ -42,17 +41,13 @@ WIDTH = gl.constexpr(64)
 # ---------------------------------------------------------------------------------------------------------- functions
 @gluon.jit
 def _exp2(x):
-    return gl.inline_asm_elementwise(
-        "ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1
-    )
+    return gl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
 def reciprocal(x):
     """1 / x to the last bit but one."""
-    return gl.inline_asm_elementwise(
-        "rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1
-    )
+    return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=r,r", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -242,10 +237,12 @@ def _products(left, index, stride, matrix, TRANSPOSED: gl.constexpr, COUNT: gl.c
         if TRANSPOSED:
             buffer = buffer.permute((1, 0))
         zeros = gl.zeros([64, N], gl.float32, LAYOUT)
-        pending = pending + (hopper.warpgroup_mma(buffer, matrix, zeros, use_acc=False, is_async=True),)
+        product = hopper.warpgroup_mma(buffer, matrix, zeros, use_acc=False, is_async=True)
+        pending = pending + (product,)  # noqa: RUF005 (no starred tuples in Gluon)
     held = ()
     for number in gl.static_range(COUNT):
-        held = held + (hopper.warpgroup_mma_wait(0, deps=[pending[number]]),)
+        result = hopper.warpgroup_mma_wait(0, deps=[pending[number]])
+        held = held + (result,)  # noqa: RUF005 (no starred tuples in Gluon)
     return held
 
 

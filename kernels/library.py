@@ -5,8 +5,8 @@ launchers are tested against), a ``fake`` that knows shapes, a launcher for CUDA
 (``native``), and its ``traffic``. The operators are pure functions and opaque in every graph: on every device a call of
 this project's own kernel.
 
-Files named ``triton_*.py`` hold Triton bodies and need Triton to import; nothing else does. Files named ``cpp_*.py``
-hold the C++ of the CPU launchers, compiled when one first runs. Both are imported on first use.
+Files named ``triton_*.py`` and ``gluon_*.py`` hold Triton bodies and need Triton to import; nothing else does. Files
+named ``cpp_*.py`` hold the C++ of the CPU launchers, compiled when one first runs. All are imported on first use.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:
 def load() -> dict[str, Kernel]:
     """Import every file of this folder once, so that all operators exist; returns ``KERNELS``."""
     for module in pkgutil.iter_modules([str(_FOLDER)]):
-        if not module.name.startswith(("triton_", "cpp_")):
+        if not module.name.startswith(("triton_", "gluon_", "cpp_")):
             importlib.import_module(f"{__package__}.{module.name}")
     return KERNELS
 

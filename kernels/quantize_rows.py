@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .library import Kernel, failure, register, triton_bodies
+from .library import Kernel, register, triton_bodies
 from .rounding import dither, flat_index, reference_uniform, round_to_integer
 from .scaling import carrier_dtype, padded_columns, qmax, scale_factor, scales
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
@@ -82,7 +82,9 @@ def cuda(
         KernelError: groups that the kernel does not know, or a device that it does not run on.
     """
     if group:
-        both: tuple[Tensor, Tensor] = triton_bodies("both").quantize_rows(x, seed, order, bits, rounding, carrier, group)
+        both: tuple[Tensor, Tensor] = triton_bodies("both").quantize_rows(
+            x, seed, order, bits, rounding, carrier, group
+        )
         return both
     results: tuple[Tensor, Tensor] = triton_bodies("rows").quantize_rows(x, seed, order, bits, scale, rounding, carrier)
     return results

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hadamard_fx import compat
 from hadamard_fx.errors import KernelError
 
 from . import quantize_both as operator
@@ -192,11 +193,11 @@ def _plan(
         even=even,
         prefetch=tile.prefetch,
     )
-    kernel = module("quantize_both", source(form)).quantize_both
+    kernel = module(compat.cache_dir(), "quantize_both", source(form)).quantize_both
     scales = (
         scale_factor(rows[1], rows[0]) if rows else 1.0,
         scale_factor(tokens[2], tokens[0]) if tokens else 1.0,
     )
     values = (length, channels, rows_padded, tokens_padded, chunks, chunks * slabs, *strides, *scales)
-    options = {"num_warps": 4, "maxnreg": tile.registers}
+    options = {"num_warps": 4, "maxnreg": tile.registers, "enable_fp_fusion": True}
     return Launch(kernel, min(chunks * slabs, processors * tile.programs), values, options, loose=2)

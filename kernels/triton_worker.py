@@ -54,7 +54,7 @@ def compile_into_cache(
     """Compile one specialisation.
 
     Args:
-        module, name: of the ``triton.jit`` kernel.
+        module, name: of the ``triton.jit`` kernel; a generated one is named by its file.
         tensors: dtypes of the tensors of the launch, its first arguments: ``"torch.bfloat16"``.
         values: the other arguments.
         options: Triton's.
@@ -63,11 +63,19 @@ def compile_into_cache(
     """
     os.environ["TRITON_CACHE_DIR"] = cache
     driver.set_active(_Described(target))
-    kernel = getattr(importlib.import_module(module), name)
+    kernel = getattr(_module(module), name)
     made = kernel.warmup(*map(MockTensor, tensors), *values, grid=(1,), **options)
     # Before 3.7 Triton has a C compiler make a launcher for every signature, and keeps that in the cache as well.
     with contextlib.suppress(Exception):
         importlib.import_module("triton.backends.nvidia.driver").CudaLauncher(made.src, made.metadata)
+
+
+def _module(name: str) -> ModuleType:
+    """A module of bodies by its name, a generated one by its file."""
+    if name.endswith(".py"):
+        generated: ModuleType = importlib.import_module("hadamard_fx.kernels.generated").import_file(name)
+        return generated
+    return importlib.import_module(name)
 
 
 def _packages() -> None:
