@@ -78,7 +78,7 @@ def _rows_kernel(
         for chunk in tl.static_range(CHUNKS):
             v = _chunk(x, row, chunk * CHUNK, rows, columns, stride_row, matrix, PIECES, WIDTH)
             largest = larger_magnitude(largest, v)
-            held = held + (v,)  # type: ignore[assignment]  # noqa: RUF005 (no starred tuples in Triton)
+            held = held + (v,)  # noqa: RUF005 (no starred tuples in Triton)
         bits = tl.max(magnitude_bits(largest), 1)
     else:
         largest = tl.zeros((ROWS, CHUNK), tl.float32)
