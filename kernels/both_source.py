@@ -165,8 +165,10 @@ def _body(form: Form, inputs: int) -> Iterator[str]:
     yield f"        for strip in gl.static_range({form.strips}):"
     values = ", ".join(f"loaded[{inputs} * strip + {i}]" for i in range(inputs))
     yield f"            value = _evaluate({values}).to(gl.{form.dtype})"
+    at = f"token, chunk * {width} + strip * 64"
+    if not form.even:  # a function of nothing need not be 0
+        yield f"            value = parts.inside(value, {at}, tokens, channels)"
     if form.keep:
-        at = f"token, chunk * {width} + strip * 64"
         yield f"            parts.store_tile(value, y, {at}, tokens, channels, {form.even})"
     yield f"            buffers.index(span * {form.strips} + strip).store(value)"
     if form.prefetch:

@@ -214,6 +214,15 @@ def _store_integers(
 
 # -------------------------------------------------------------------------------------------------------------- forms
 @gluon.jit
+def inside(value, token, channel, tokens, channels):
+    """A tile of y with 0 where there are no tokens or channels any more."""
+    LAYOUT: gl.constexpr = value.type.layout
+    t = token + gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))
+    c = channel + gl.arange(0, WIDTH, layout=gl.SliceLayout(0, LAYOUT))
+    return gl.where((t < tokens)[:, None] & (c < channels)[None, :], value, 0.0)
+
+
+@gluon.jit
 def store_tile(value, y, token, channel, tokens, channels, EVEN: gl.constexpr):
     """Store a tile of y [tokens, channels] in the layout in which it was loaded."""
     LAYOUT: gl.constexpr = value.type.layout
