@@ -67,13 +67,9 @@ def kind_of(node: fx.Node, shape: tuple[int, int]) -> str | None:
         return None
     length, channels = shape
     elements, last = tensor.numel(), tensor.shape[-1] if tensor.dim() else 1
-    kinds = {
-        (1, 1): "scalar",
-        (length, 1): "row",
-        (channels, channels): "column",
-        (length * channels, channels): "tile",
-    }
-    return kinds.get((elements, last))
+    if last == channels:
+        return {length * channels: "tile", channels: "column"}.get(elements)
+    return {length: "row", 1: "scalar"}.get(elements) if last == 1 else None
 
 
 @dataclass

@@ -66,7 +66,8 @@ class Site:
     @property
     def where(self) -> fx.Node:
         """The first node that reads what the new call makes."""
-        return min([*self.calls, *self.sums, *(self.y.users if self.keep else ())])
+        first: fx.Node = min([*self.calls, *self.sums, *(self.y.users if self.keep else ())])
+        return first
 
     def draws_between(self) -> bool:
         """The seeds would have to move before another random draw, which would then draw something else."""
@@ -180,7 +181,8 @@ def _grow(candidates: list[_Candidate]) -> None:
         candidate.others = tuple(user for user in outside if user not in candidate.sums)
     while True:
         inside = frozenset(node for candidate in candidates for node in candidate.chain.nodes)
-        if not any([candidate.chain.prune(inside) for candidate in candidates]):
+        pruned = [candidate.chain.prune(inside) for candidate in candidates]
+        if not any(pruned):
             return
 
 
@@ -208,7 +210,8 @@ def _decide(joint: JointGraph, candidate: _Candidate, all_of_them: list[_Candida
     if best == "merged" and not value(candidate.calls[0].all_input_nodes[0]).is_contiguous():
         best = "apart"
     if best == "apart":
-        return None, _fact(joint, candidate, reason="its producers read as much as it takes to write and read it")
+        reason = "what it is made of takes as much to read as it takes itself" if produced else "one kernel reads it"
+        return None, _fact(joint, candidate, reason=reason)
     if best == "merged":
         leaf = candidate.calls[0].all_input_nodes[0]
         builder = Prologue.identity()

@@ -1,4 +1,4 @@
-"""Replace the quantising calls of a tensor, and its producers, by one call of ``quantize_both`` (``find_producers``)."""
+"""Replace the quantising calls of a tensor, and its producers, by one call of ``quantize_both``."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from .joint_graph import VIEWS, JointGraph, value
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
-_SHAPES = {"tile": lambda length, channels: [length, channels], "row": lambda length, _: [length, 1]}
-_SHAPES |= {"column": lambda _, channels: [1, channels], "scalar": lambda *_: []}
+
+def _shape(kind: str, length: int, channels: int) -> list[int]:
+    """Of an input of ``quantize_both``."""
+    return {"tile": [length, channels], "row": [length, 1], "column": [1, channels], "scalar": []}[kind]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class _Editor:
 
     def _call(self, site: Site, like: fx.Node) -> fx.Node:
         inputs = [
-            self._shaped(self.stored.get(leaf, leaf), _SHAPES[kind](*site.shape), like)
+            self._shaped(self.stored.get(leaf, leaf), _shape(kind, *site.shape), like)
             for leaf, kind in zip(site.leaves, site.prologue.inputs, strict=True)
         ]
         rows = compat.arguments(site.rows) if site.rows is not None else {}

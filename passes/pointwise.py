@@ -43,13 +43,7 @@ TABLE: dict[Any, str] = {
 }
 """aten op -> operation, where the operands are the same in number and order."""
 
-_VIEWS = RESHAPES | {
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.detach.default,
-}
+_VIEWS = RESHAPES | {aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims, aten.detach.default}
 _CONSTANTS = frozenset({aten.full.default, aten.scalar_tensor.default})
 _EXPONENTS = (0.5, 1, 2, 3, 4, -0.5, -1)
 
