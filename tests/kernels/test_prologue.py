@@ -91,9 +91,7 @@ def test_evaluation_is_what_inductor_computes(dtype: torch.dtype) -> None:
         return g * (1 - torch.tanh(x) * torch.tanh(x)) * torch.sigmoid(x).to(dtype)
 
     steps = (Step("tanh", ("x1",)), Step("mul", ("s0", "s0")), Step("sub", (1, "s1")), Step("mul", ("x0", "s2")))
-    prologue = Prologue(
-        ("tile", "tile"), (*steps, Step("sigmoid", ("x1",)), Step("mul", ("s3", "s4"))), "s5"
-    )
+    prologue = Prologue(("tile", "tile"), (*steps, Step("sigmoid", ("x1",)), Step("mul", ("s3", "s4"))), "s5")
     g, x = torch.randn(L, C).to(dtype), torch.randn(L, C).to(dtype)
     found, expected = prologue.evaluate((g, x), dtype), torch.compile(chain)(g, x)
     torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
