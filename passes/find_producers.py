@@ -1,20 +1,13 @@
 """Find the pointwise chains that make what quantising kernels read, and decide which ones those kernels shall evaluate.
 
-y, g_y of a layer for instance, is read along its rows (g_x) and along its tokens (g_w). Three ways, by bytes:
-
-- apart: y is written, and each kernel reads it;
-- merged: y is written, one kernel reads it and makes both forms;
-- fused: one kernel reads what y is made of and y is never written, unless somebody else reads it.
-
 A chain grows backwards from y and ends at its leaves. A node that others read too is a leaf: they force it to memory,
 so that reading it costs least. Only what is made of a single other tensor is computed again instead.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -25,13 +18,9 @@ from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels.library import load
 from hadamard_fx.kernels.prologue import Prologue
 
-from .chains import Chain, is_extern, kind_of, readers, row_views, size
+from .candidates import MAKES_ROWS, MAKES_TOKENS, Candidate, why_not_in_one_read
+from .chains import row_views
 from .joint_graph import JointGraph, module_of, value
-from .pointwise import Builder
-
-aten = torch.ops.aten
-
-MAKES_ROWS, MAKES_TOKENS = "rows", "tokens"
 
 
 @dataclass(frozen=True)
@@ -81,41 +70,19 @@ class Site:
         return False
 
 
-@dataclass
-class _Candidate:
-    """A tensor under consideration."""
-
-    y: fx.Node
-    rows: fx.Node | None = None
-    tokens: fx.Node | None = None
-    chain: Chain = field(default_factory=Chain)
-    sums: tuple[fx.Node, ...] = ()
-    others: tuple[fx.Node, ...] = ()
-
-    @property
-    def calls(self) -> tuple[fx.Node, ...]:
-        return tuple(call for call in (self.rows, self.tokens) if call is not None)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        length, channels = value(self.calls[0].all_input_nodes[0]).shape
-        return length, channels
-
-    @property
-    def bytes(self) -> int:
-        return size(self.y)
-
-
 @dataclass(frozen=True)
 class FindProducers:
     """Forward, backward or inference graph ⇒ what one kernel shall read and make.
 
     Attributes:
         devices: types of the devices where it pays: elsewhere an opaque call would undo Inductor's own fusion.
+        stores: a kernel of ours may compute what others read, too. Not in an exact forward, whose results are
+            Inductor's, bit for bit: two forms of erf differ in the last one.
     """
 
     name: ClassVar[str] = "find-producers"
     devices: frozenset[str] = frozenset({"cuda"})
+    stores: bool = True
 
     def analyse(self, joint: JointGraph) -> tuple[tuple[Site, ...], tuple[Fusion, ...]]:
         """The sites to rewrite in graph order, and a fact on every tensor that was considered."""
@@ -129,39 +96,29 @@ class FindProducers:
         _grow(candidates)
         sites = []
         for candidate in candidates:
-            site, fact = _decide(joint, candidate, candidates)
+            site, fact = _decide(joint, candidate, candidates, self.stores)
             if site is not None and site.draws_between():
                 site, fact = None, _fact(joint, candidate, reason="another random draw would change")
             facts.append(fact)
             sites += [site] if site is not None else []
         return tuple(sites), tuple(facts)
 
-    def _candidates(self, graph: fx.Graph) -> Iterator[_Candidate]:
+    def _candidates(self, graph: fx.Graph) -> Iterator[Candidate]:
         """Tensors that our kernels read, with the first reader of each kind."""
         forms = {load()["quantize_rows"].op: MAKES_ROWS, load()["compress_tokens"].op: MAKES_TOKENS}
-        found: dict[fx.Node, _Candidate] = {}
+        found: dict[fx.Node, Candidate] = {}
         for node in graph.nodes:
             form = forms.get(node.target)
             if form is None or value(node.all_input_nodes[0]).device.type not in self.devices:
                 continue
             y = row_views(node.all_input_nodes[0])
-            candidate = found.setdefault(y, _Candidate(y))
+            candidate = found.setdefault(y, Candidate(y))
             if getattr(candidate, form) is None:
                 setattr(candidate, form, node)
         yield from found.values()
 
 
-def why_not_in_one_read(call: fx.Node) -> str:
-    """Why one read cannot make this quantised form, ``""`` where it can."""
-    settings = compat.arguments(call)
-    if settings["scale"] not in ("token", "channel"):
-        return f"one scale per {settings['scale']} needs a read of its own"
-    if not settings["group"]:
-        return "a scale over the whole axis needs a read of its own"
-    return ""
-
-
-def _why_not(candidate: _Candidate) -> str:
+def _why_not(candidate: Candidate) -> str:
     tensors = [value(call.all_input_nodes[0]) for call in candidate.calls]
     if not all(isinstance(extent, int) for extent in (*value(candidate.y).shape, *tensors[0].shape)):
         return "its sizes are symbolic"
@@ -171,14 +128,11 @@ def _why_not(candidate: _Candidate) -> str:
     return "; ".join(reason for reason in reasons if reason)
 
 
-def _grow(candidates: list[_Candidate]) -> None:
+def _grow(candidates: list[Candidate]) -> None:
     """The chains of all candidates; what two of them compute is nobody else's."""
-    roots = {candidate.y for candidate in candidates}
+    roots = frozenset(candidate.y for candidate in candidates)
     for candidate in candidates:
-        candidate.chain = Chain.of(candidate.y, candidate.shape, frozenset(roots))
-        outside = [user for user in readers(candidate.y) if user not in candidate.calls]
-        candidate.sums = tuple(user for user in outside if _is_token_sum(user, candidate.shape))
-        candidate.others = tuple(user for user in outside if user not in candidate.sums)
+        candidate.grow(roots)
     while True:
         inside = frozenset(node for candidate in candidates for node in candidate.chain.nodes)
         pruned = [candidate.chain.prune(inside) for candidate in candidates]
@@ -186,78 +140,42 @@ def _grow(candidates: list[_Candidate]) -> None:
             return
 
 
-def _is_token_sum(node: fx.Node, shape: tuple[int, int]) -> bool:
-    """A sum over all tokens of y, of a view of y whose last axis holds the channels."""
-    if node.target is not aten.sum.dim_IntList or not node.args[1]:
-        return False
-    axes = value(node.all_input_nodes[0]).dim()
-    summed = sorted(axis % axes for axis in node.args[1])  # type: ignore[operator, union-attr]
-    return summed == list(range(axes - 1)) and value(node).numel() == shape[1] and value(node).dtype.itemsize <= 4
-
-
-def _decide(joint: JointGraph, candidate: _Candidate, all_of_them: list[_Candidate]) -> tuple[Site | None, Fusion]:
-    """The cheapest of the three ways, by bytes; where two cost the same, the simpler one."""
-    y, calls = candidate.bytes, len(candidate.calls)
-    produced = bool(candidate.chain.nodes)
-    apart = y * (calls + produced)
-    ways = {"apart": apart}
-    if calls == 2:
-        ways["merged"] = y * (1 + produced)
-    prologue = _prologue(candidate)
-    if produced and prologue is not None:
-        ways["fused"] = _fused_bytes(candidate, all_of_them)
+def _decide(
+    joint: JointGraph, candidate: Candidate, all_of_them: list[Candidate], stores: bool
+) -> tuple[Site | None, Fusion]:
+    """The cheapest way, by bytes; where two cost the same, the simpler one."""
+    prologue = candidate.prologue()
+    ways = candidate.ways(all_of_them)
+    if prologue is None or (candidate.others and not stores):
+        ways.pop("fused", None)
     best = min(ways, key=lambda way: ways[way])
-    if best == "merged" and not value(candidate.calls[0].all_input_nodes[0]).is_contiguous():
-        best = "apart"
-    if best == "apart":
-        reason = "what it is made of takes as much to read as it takes itself" if produced else "one kernel reads it"
-        return None, _fact(joint, candidate, reason=reason)
-    if best == "merged":
-        leaf = candidate.calls[0].all_input_nodes[0]
-        builder = Prologue.identity()
-        site = _site(candidate, builder, (leaf,), merged=True)
-        return site, _fact(joint, candidate, forms=_forms(candidate), saved=apart - ways[best])
-    assert prologue is not None
-    made, leaves = prologue
-    site = _site(candidate, made, leaves, merged=False)
-    return site, _fact(joint, candidate, candidate.chain.names(), _forms(candidate), apart - ways[best])
+    saved = ways["apart"] - ways[best]
+    if best == "fused" and prologue is not None:
+        site = _site(candidate, *prologue, keep=bool(candidate.others), chain=candidate.chain.nodes)
+        return site, _fact(joint, candidate, candidate.chain.names(), candidate.forms, saved)
+    if best == "merged":  # what is merged reads y itself, which stays where it is
+        site = _site(candidate, Prologue.identity(), (candidate.calls[0].all_input_nodes[0],), keep=False)
+        return site, _fact(joint, candidate, forms=candidate.forms, saved=saved)
+    produced = bool(candidate.chain.nodes)
+    reason = "what it is made of takes as much to read as it takes itself" if produced else "one kernel reads it"
+    return None, _fact(joint, candidate, reason=reason)
 
 
-def _site(candidate: _Candidate, prologue: Prologue, leaves: tuple[fx.Node, ...], *, merged: bool) -> Site:
-    keep = bool(candidate.others) and not merged  # what is merged reads y itself, which stays where it is
-    chain = () if merged else tuple(candidate.chain.nodes)
+def _site(
+    candidate: Candidate,
+    prologue: Prologue,
+    leaves: tuple[fx.Node, ...],
+    *,
+    keep: bool,
+    chain: tuple[fx.Node, ...] = (),
+) -> Site:
     rows, tokens, sums = candidate.rows, candidate.tokens, candidate.sums
     return Site(candidate.y, candidate.shape, rows, tokens, sums, keep, prologue, leaves, chain)
 
 
-def _prologue(candidate: _Candidate) -> tuple[Prologue, tuple[fx.Node, ...]] | None:
-    builder = Builder()
-    for leaf in candidate.chain.leaves:
-        builder.leaf(leaf, kind_of(leaf, candidate.shape) or "tile")
-    for node in candidate.chain.nodes:
-        builder.add(node)
-    made = builder.prologue(candidate.y) if candidate.chain.nodes else None
-    return None if made is None else (made, tuple(builder.leaves))
-
-
-def _fused_bytes(candidate: _Candidate, all_of_them: list[_Candidate]) -> int:
-    """Bytes of the fused kernel beyond those that the leaves cost where y is computed apart."""
-    total = 0.0
-    for leaf in candidate.chain.leaves:
-        sharing = sum(leaf in other.chain.leaves for other in all_of_them)
-        total += candidate.chain.extra_bytes(leaf, sharing)
-    if candidate.others:  # y is written, and who made use of it in registers must read it
-        total += candidate.bytes * (1 + any(not is_extern(other) for other in candidate.others))
-    return math.ceil(total)
-
-
-def _forms(candidate: _Candidate) -> tuple[str, ...]:
-    return tuple(form for form in (MAKES_ROWS, MAKES_TOKENS) if getattr(candidate, form) is not None)
-
-
 def _fact(
     joint: JointGraph,
-    candidate: _Candidate,
+    candidate: Candidate,
     operations: tuple[str, ...] = (),
     forms: tuple[str, ...] = (),
     saved: int = 0,

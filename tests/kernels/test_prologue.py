@@ -149,7 +149,7 @@ def test_any_chain_has_one_text(data: st.DataObject) -> None:
     ],
 )
 def test_what_is_no_prologue_is_refused(broken: str) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="no prologue"):
         Prologue.from_text(broken)
 
 

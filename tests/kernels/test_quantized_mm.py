@@ -74,7 +74,7 @@ def test_cpu_is_exact(shape: tuple[int, int, int, int], carrier: torch.dtype) ->
 @pytest.mark.parametrize("side", ["a", "b"])
 @pytest.mark.parametrize("shape", [(5, 3, 48, 16), (33, 65, 130, 24), (4, 4, 16, 16)], ids=str)
 def test_one_row_of_scales_serves_all_groups(shape: tuple[int, int, int, int], side: str) -> None:
-    m, n, k, group = shape
+    group = shape[-1]
     a, b, scale_a, scale_b = operands(*shape)
     shared = {"a": (scale_a[:1], scale_b), "b": (scale_a, scale_b[:1])}[side]
     repeated = [scale.expand(scale_a.shape[0], -1) for scale in shared]
