@@ -146,7 +146,8 @@ def _decide(
     """The cheapest way, by bytes; where two cost the same, the simpler one."""
     prologue = candidate.prologue()
     ways = candidate.ways(all_of_them)
-    if prologue is None or (candidate.others and not stores):
+    exact = bool(candidate.others) and not stores
+    if prologue is None or exact:
         ways.pop("fused", None)
     best = min(ways, key=lambda way: ways[way])
     saved = ways["apart"] - ways[best]
@@ -156,8 +157,10 @@ def _decide(
     if best == "merged":  # what is merged reads y itself, which stays where it is
         site = _site(candidate, Prologue.identity(), (candidate.calls[0].all_input_nodes[0],), keep=False)
         return site, _fact(joint, candidate, forms=candidate.forms, saved=saved)
-    produced = bool(candidate.chain.nodes)
-    reason = "what it is made of takes as much to read as it takes itself" if produced else "one kernel reads it"
+    if not candidate.chain.nodes:
+        reason = "one kernel reads it, and it has no pointwise producer"
+    else:
+        reason = "an exact forward reads it, too" if exact else "no fewer bytes would be moved"
     return None, _fact(joint, candidate, reason=reason)
 
 
