@@ -57,7 +57,7 @@ class DeviceProfile:
         rates: operations/s of each unit of ``kernels.traffic.UNITS`` (a multiply-add is two operations).
         launch: seconds that every kernel costs besides its work.
         carrier: the type that holds 4-bit integers fastest: ``"int8"`` or ``"float8_e4m3"``.
-        group: tokens that share a scale in ``LowRank``, 0 for all.
+        group: tokens that share a scale in ``LowRank``, and columns in ``Hadamard``; 0 for all.
         sources: figure -> ``"measured: …"``, ``"datasheet: …"`` or ``"derived: …"``.
     """
 

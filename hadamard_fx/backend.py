@@ -114,6 +114,7 @@ def _digest(pipeline: Pipeline) -> str:
         pipeline.policy.digest(),
         pipeline.profile.digest(),
         repr(pipeline.inputs),
+        repr(sorted(pipeline.fusible)),
         library.source_digest(),
         source_digest(),
         torch.__version__,

@@ -30,6 +30,7 @@ __all__ = [
     "CustomGraphPass",
     "CustomPartitionerFn",
     "any_number_of_compilations",
+    "arguments",
     "cache_dir",
     "compile_fx",
     "exact_partition",
@@ -45,6 +46,7 @@ __all__ = [
     "source_name",
     "statically_known_true",
     "symbol",
+    "tensors",
     "user_hook",
 ]
 
@@ -92,11 +94,26 @@ def placeholder_descriptor(index: int) -> DummyAOTOutput:
 
 
 def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
-    """The fake mode that the given fake tensors live in, or a new one."""
+    """The fake mode that the fake tensors among the given values, or in lists among them, live in, or a new one."""
+    return next((tensor.fake_mode for tensor in tensors(values) if isinstance(tensor, FakeTensor)), FakeTensorMode())
+
+
+def tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:
+    """The tensors among some arguments, those in lists included."""
     for value in values:
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return FakeTensorMode()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors(value)
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of an operator's call by name, defaults included."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    declared = node.target._schema.arguments
+    values = {argument.name: argument.default_value for argument in declared}
+    values.update({argument.name: given for argument, given in zip(declared, node.args, strict=False)})
+    return {**values, **node.kwargs}
 
 
 def is_fake(value: Any) -> bool:

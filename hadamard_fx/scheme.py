@@ -85,6 +85,9 @@ class Hadamard(Scheme):
         rounding: of g_y; the weight is rounded to nearest.
         carrier: the type that holds the integers. FP8 E4M3 holds 4-bit integers exactly; ``"auto"`` takes the faster
             one of the device.
+        group: columns of g_y that share a scale, a multiple of the order and of 16, 0 for all, None for the device's
+            preference. The product rescales each group's partial sum; a kernel that reads a tile of g_y once can make
+            such scales.
     """
 
     kind: ClassVar[str] = "hadamard"
@@ -93,6 +96,7 @@ class Hadamard(Scheme):
     scale: str = "token"
     rounding: str = "stochastic"
     carrier: str = "auto"
+    group: int | None = None
 
     def __post_init__(self) -> None:
         _check_power_of_two("hadamard", self.order)
@@ -103,10 +107,16 @@ class Hadamard(Scheme):
             raise SchemeError(f"hadamard: bits must be from 2 to 8, got {self.bits}")
         if self.carrier == "float8_e4m3" and self.bits > 4:
             raise SchemeError(f"hadamard: float8_e4m3 holds at most 4 bits exactly, not {self.bits}; use int8")
+        unit = max(self.order, 16)
+        if self.group is not None and (self.group < 0 or self.group % unit):
+            raise SchemeError(f"hadamard: group must be 0 or a multiple of {unit}, got {self.group}")
+        if self.group and self.scale != "token":
+            raise SchemeError(f"hadamard: groups of columns need scales per token, not per {self.scale}")
 
     def __str__(self) -> str:
         carrier = f" in {self.carrier}" if self.carrier == "float8_e4m3" else ""
-        return f"hadamard-{self.order} {self.bits} bits{carrier}, per {self.scale}, {self.rounding}"
+        group = f" and {self.group} columns" if self.group else ""
+        return f"hadamard-{self.order} {self.bits} bits{carrier}, per {self.scale}{group}, {self.rounding}"
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def prepare(calls: Iterable[tuple[Kernel, tuple[Any, ...]]]) -> None:
         calls: kernels with their arguments; tensors are fake CUDA tensors of known sizes, others are passed over.
     """
     for kernel, arguments in calls:
-        tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+        tensors = list(compat.tensors(arguments))
         static = all(isinstance(extent, int) for tensor in tensors for extent in (*tensor.shape, *tensor.stride()))
         if kernel.cuda is None or not static or any(tensor.device.type != "cuda" for tensor in tensors):
             continue

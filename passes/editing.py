@@ -50,7 +50,7 @@ class GraphEditor:
         node = self.graph.call_function(target, args)
         node.meta.update({key: like.meta[key] for key in _INHERITED if key in like.meta})
         fakes = fx.map_arg(args, lambda operand: operand.meta["val"])
-        with compat.fresh_fake_mode([a for a in fakes if isinstance(a, torch.Tensor)]):
+        with compat.fresh_fake_mode(fakes):
             node.meta["val"] = target(*fakes)
         if backward:
             node.meta["partitioner_tag"] = "must_be_in_backward"

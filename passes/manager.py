@@ -1,6 +1,10 @@
 """The order of the passes, with the laws between them.
 
 joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition
+    └─ forward graph, backward graph ─ FindProducers ⇒ sites ─ FuseProducers
+
+The producers are fused right after the partition and not in a post-grad hook: Inductor compiles the backward when it
+first runs, after the report was written, and takes it from a cache without running any hook.
 
 On every device the ``hadamard::*`` operators stay opaque calls of the project's own kernels.
 """
@@ -18,15 +22,18 @@ import torch.fx as fx
 
 from hadamard_fx import compat
 from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import ahead
 from hadamard_fx.kernels.library import Kernel, load
-from hadamard_fx.plan import Plan
+from hadamard_fx.plan import Plan, Role
 from hadamard_fx.policy import Policy
 
 from .choose import ChooseSchemes
 from .find_gemms import FindGemms
+from .find_producers import FindProducers
+from .fuse_producers import FuseProducers
 from .joint_graph import GraphInput, JointGraph
-from .laws import enforce
+from .laws import VALUES_MATCH, enforce
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
 from .rewrite import RewriteGemms
 
@@ -41,6 +48,8 @@ class Pipeline:
         plan: the decisions, once the joint graph was seen.
         saved: what the forward keeps, once the graph was partitioned.
         saved_exact: what it would keep with every product left alone.
+        fusible: types of the devices whose kernels evaluate producers.
+        fusions: what became of the producers of the tensors that are quantised.
     """
 
     policy: Policy
@@ -50,6 +59,8 @@ class Pipeline:
     plan: Plan | None = None
     saved: tuple[SavedTensor, ...] = ()
     saved_exact: tuple[SavedTensor, ...] | None = None
+    fusible: frozenset[str] = frozenset({"cuda"})
+    fusions: tuple[Fusion, ...] = ()
     _before: fx.GraphModule | None = field(default=None, repr=False)
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
@@ -74,8 +85,11 @@ class Pipeline:
         rewrite = RewriteGemms(plan)
         rewrite.rewrite(joint)
         enforce(JointGraph(graph, self.inputs), plan, rewrite.name)
-        if compiles:  # here already, so that they are compiled while the graph is partitioned
-            ahead.prepare(_kernel_calls(graph))
+        if compiles:  # what fusing will not change, while the graph is partitioned
+            calls = _kernel_calls(graph)
+            ahead.prepare(call for call in calls if call[0].name not in ("quantize_rows", "compress_tokens"))
+        if not joint.training:
+            self._fuse(graph, self._exact_forward())  # nothing will be partitioned
 
     def partition(
         self, joint: fx.GraphModule, joint_inputs: object, inner: Partitioner, *, num_fwd_outputs: int, **kwargs: object
@@ -86,10 +100,29 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        for part, exact in zip(parts, (self._exact_forward(), False), strict=True):
+            self._fuse(part.graph, exact)
+            part.recompile()
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts
+
+    def _exact_forward(self) -> bool:
+        rewrites = self.plan.rewrites() if self.plan is not None else ()
+        return all(decision.gemm.role is not Role.FORWARD for decision in rewrites)
+
+    def _fuse(self, graph: fx.Graph, exact: bool) -> None:
+        """Let quantising kernels evaluate the producers of what they read, and start to compile all kernels."""
+        joint = JointGraph(graph, self.inputs)
+        sites, facts = FindProducers(self.fusible, stores=not exact).analyse(joint)
+        fuse = FuseProducers(sites)
+        fuse.rewrite(joint)
+        if sites:
+            enforce(JointGraph(graph, self.inputs), None, fuse.name, (VALUES_MATCH,))
+        self.fusions += facts
+        if self.runs:
+            ahead.prepare(_kernel_calls(graph))
 
 
 def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:

@@ -78,6 +78,7 @@ def _report(name: str, pipeline: Pipeline) -> Report:
         saved_before=None if exact is None else sum(tensor.bytes for tensor in exact),
         saved_after=None if exact is None else sum(tensor.bytes for tensor in saved),
         saved=tuple((tensor.node, tensor.bytes, tensor.layer) for tensor in saved),
+        fusions=pipeline.fusions,
         from_cache=False,
         warnings=() if unmatched is None else (str(unmatched),),
     )

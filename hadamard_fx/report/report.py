@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 from rich.console import RenderableType
 
 from ..errors import HadamardError, ReportError
+from ..fusion import Fusion
 from ..plan import Plan
 from . import text
 
@@ -27,6 +28,7 @@ class Report:
         saved_before, saved_after: bytes kept between forward and backward, counted on the partitioned graph without and
             with the rewrites; None where that was not measured or the graph has no backward.
         saved: (node, bytes, layer) of each tensor that is kept, with the rewrites.
+        fusions: what became of the producers of every tensor that a kernel quantises on its own.
         from_cache: the graph came from a compilation cache, so this report was stored by an earlier one.
         warnings: for a person, each a sentence.
     """
@@ -41,6 +43,7 @@ class Report:
     saved_before: int | None = None
     saved_after: int | None = None
     saved: tuple[tuple[str, int, str], ...] = ()
+    fusions: tuple[Fusion, ...] = ()
     from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -73,6 +76,7 @@ class Report:
             "saved_bytes_before": self.saved_before,
             "saved_bytes_after": self.saved_after,
             "saved": [{"node": node, "bytes": size, "layer": layer} for node, size, layer in self.saved],
+            "fusions": [fusion.to_json() for fusion in self.fusions],
             "plan": self.plan.to_json(),
         }
 
@@ -113,6 +117,7 @@ class Report:
                 saved_before=fields["saved_bytes_before"],
                 saved_after=fields["saved_bytes_after"],
                 saved=tuple((entry["node"], entry["bytes"], entry["layer"]) for entry in fields["saved"]),
+                fusions=tuple(Fusion.from_json(entry) for entry in fields["fusions"]),
                 from_cache=fields["from_cache"],
                 warnings=tuple(fields["warnings"]),
             )

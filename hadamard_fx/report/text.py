@@ -12,6 +12,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..fusion import Fusion
 from ..plan import Decision
 from .table import ProductTable
 from .units import format_bytes, format_seconds
@@ -40,9 +41,12 @@ def render(report: Report, *, details: bool = False) -> RenderableType:
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     if report.plan.decisions:
         parts += [Text(), ProductTable(report.plan.decisions)]
-    parts += [Text(), _totals(report), Text(), _settings(report)]
+    parts += [Text(), _totals(report)]
+    if any(fusion.forms for fusion in report.fusions):
+        parts += [Text(), _fused(report)]
+    parts += [Text(), _settings(report)]
     if details:
-        parts += [*_details(report), *_saved(report)]
+        parts += [*_details(report), *_saved(report), *_not_fused(report)]
     return Group(*parts)
 
 
@@ -95,6 +99,28 @@ def _value(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {_value(entry)}" for key, entry in value.items()) + "}"
     return str(value)
+
+
+def _fused(report: Report) -> Text:
+    """A line for each tensor that one kernel reads, or computes, for all its quantised forms."""
+    lines = []
+    for fusion in report.fusions:
+        if fusion.forms:
+            computed = f"{', '.join(fusion.operations)} computed in the quantising kernel" if fusion.operations else ""
+            what = computed or "both quantised forms from one read"
+            lines.append(f"{_named(fusion)}: {what}, {format_bytes(fusion.saved_bytes)} less traffic")
+    return Text("\n".join(lines))
+
+
+def _not_fused(report: Report) -> Iterator[RenderableType]:
+    alone = [fusion for fusion in report.fusions if not fusion.forms]
+    if alone:
+        yield Text("\nQuantised from memory", style="bold")
+        yield Text("\n".join(f"{_named(fusion)}: {fusion.reason}" for fusion in alone), style="dim")
+
+
+def _named(fusion: Fusion) -> str:
+    return f"{fusion.tensor} of {fusion.layer or '(no module)'}"
 
 
 def _details(report: Report) -> Iterator[RenderableType]:

@@ -7,6 +7,7 @@ policy asks for it, the forward is computed the same way along I: y = Q(x B) Q(w
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -38,9 +39,12 @@ class HadamardRule(SchemeRule):
     roles = frozenset({Role.GRAD_INPUT, Role.FORWARD})
 
     def refine(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile) -> Hadamard:
-        if scheme.carrier != "auto":
-            return scheme
-        return replace(scheme, carrier=profile.carrier if scheme.bits <= 4 else "int8")
+        if scheme.carrier == "auto":
+            scheme = replace(scheme, carrier=profile.carrier if scheme.bits <= 4 else "int8")
+        if scheme.group is None:
+            fits = scheme.scale == "token" and profile.group % max(scheme.order, 16) == 0
+            scheme = replace(scheme, group=profile.group if fits else 0)
+        return scheme
 
     def illegal(self, scheme: Hadamard, gemm: Gemm) -> str:
         return super().illegal(scheme, gemm) or why_not_quantised(gemm)
@@ -50,7 +54,7 @@ class HadamardRule(SchemeRule):
             return Cost(seconds(_forward_launches(scheme, gemm), profile))
         tokens, channels, size = gemm.gradient_extent, gemm.saved_extent, itemsize(gemm)
         launches = [
-            quantize_rows.traffic(tokens, gemm.K.hint, scheme.order, size),
+            quantize_rows.traffic(tokens, gemm.K.hint, scheme.order, size, group=scheme.group or 0),
             quantize_weight.traffic(gemm.K.hint, channels, scheme.order, size),
             quantized_mm.traffic(gemm.M.hint, gemm.N.hint, gemm.K.hint, scheme.carrier, size),
         ]
@@ -66,15 +70,15 @@ class HadamardRule(SchemeRule):
                 codes.append(self._gradient(scheme, operand, is_left, node, editor))
             else:
                 codes.append(self._weight(scheme, operand, is_left, node, editor))
-        return product_of_codes(editor, node, codes[0], codes[1], group=0)
+        return product_of_codes(editor, node, codes[0], codes[1], group=scheme.group or 0)
 
     def _gradient(
         self, scheme: Hadamard, operand: fx.Node, is_left: bool, node: fx.Node, editor: GraphEditor
     ) -> tuple[fx.Node, ...]:
         rows = operand if is_left else editor.transposed(operand, backward=True)
         seed = editor.seed(value(rows).device, node) if scheme.rounding == "stochastic" else None
-        arguments = (rows, seed, scheme.order, scheme.bits, scheme.scale, scheme.rounding, scheme.carrier)
-        return editor.results(editor.call(load()["quantize_rows"].op, arguments, node, backward=True), 2)
+        settings = (scheme.order, scheme.bits, scheme.scale, scheme.rounding, scheme.carrier, scheme.group or 0)
+        return editor.results(editor.call(load()["quantize_rows"].op, (rows, seed, *settings), node, backward=True), 2)
 
     def _weight(
         self, scheme: Hadamard, operand: fx.Node, is_left: bool, node: fx.Node, editor: GraphEditor
@@ -104,7 +108,8 @@ def _forward(scheme: Hadamard, node: fx.Node, editor: GraphEditor) -> fx.Node:
     bias = node.args[0] if node.target is aten.addmm.default else None
     columns = value(node).shape[-1:]
     in_kernel = bias if isinstance(bias, fx.Node) and value(bias).shape == columns else None
-    product = product_of_codes(editor, node, left, right, group=0, bias=in_kernel, backward=False)
+    group = scheme.group or 0 if value(left[1]).shape[0] != 1 or value(right[1]).shape[0] != 1 else 0
+    product = product_of_codes(editor, node, left, right, group=group, bias=in_kernel, backward=False)
     inherit_recomputation(product, node)
     if bias is in_kernel:
         return product
@@ -117,8 +122,9 @@ def _forward_codes(
     scheme: Hadamard, operand: fx.Node, is_left: bool, node: fx.Node, editor: GraphEditor
 ) -> tuple[fx.Node, ...]:
     """Integers and scales of an operand as rows along the contracted axis, made once for all products that read it."""
+    group = scheme.group or 0
     if operand in editor.joint.parameters_of:
-        operand = _uncast(operand, editor, backward=False)
+        operand, group = _uncast(operand, editor, backward=False), 0  # a weight has one scale per column
     base, swapped = strip_transpose(operand)
     base = editor.joint.representative(base)
     rows_first = swapped is not is_left
@@ -126,8 +132,10 @@ def _forward_codes(
 
     def build() -> tuple[fx.Node, ...]:
         name = "quantize_rows" if rows_first else "quantize_weight"
-        before, after = ((None,), (scheme.rounding,)) if rows_first else ((), ())
-        arguments = (base, *before, *settings, *after, scheme.carrier)
+        if rows_first:
+            arguments: tuple[Any, ...] = (base, None, *settings, scheme.rounding, scheme.carrier, group)
+        else:
+            arguments = (base, *settings, scheme.carrier)
         made = editor.call(load()[name].op, arguments, node, backward=False)
         parts = editor.results(made, 2)
         for part in (made, *parts):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hadamard_fx.errors import KernelError
-from hadamard_fx.kernels import library, quantized_mm
+from hadamard_fx.kernels import library, quantized_mm, quantized_mm_configs
 
 library.load()
 OP = torch.ops.hadamard.quantized_mm
@@ -69,6 +69,33 @@ def test_cpu_is_exact(shape: tuple[int, int, int, int], carrier: torch.dtype) ->
     reference = quantized_mm.reference(*data, group)
     rms = (OP(*data, group, torch.float32).double() - reference).norm() / reference.norm().clamp_min(1e-30)
     assert rms < 1e-6
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+@pytest.mark.parametrize("shape", [(5, 3, 48, 16), (33, 65, 130, 24), (4, 4, 16, 16)], ids=str)
+def test_one_row_of_scales_serves_all_groups(shape: tuple[int, int, int, int], side: str) -> None:
+    group = shape[-1]
+    a, b, scale_a, scale_b = operands(*shape)
+    shared = {"a": (scale_a[:1], scale_b), "b": (scale_a, scale_b[:1])}[side]
+    repeated = [scale.expand(scale_a.shape[0], -1) for scale in shared]
+    for run in (OP, quantized_mm.cpu):
+        out = run(a, b, *shared, group, torch.float32)
+        agree(out, expected(a, b, *repeated, group), True)
+    reference = quantized_mm.reference(a, b, *shared, group)
+    torch.testing.assert_close(reference, quantized_mm.reference(a, b, *repeated, group), rtol=1e-12, atol=0)
+
+
+def test_scales_for_other_numbers_of_groups_are_refused() -> None:
+    a, b, scale_a, scale_b = operands(4, 4, 64, 16)
+    with pytest.raises(KernelError, match="scales for 4 and 2 groups"):
+        OP(a, b, scale_a, scale_b[:2], 16, torch.float32)
+
+
+def test_a_shared_row_is_not_stepped_over() -> None:
+    a, b, scale_a, scale_b = operands(4, 6, 64, 16)
+    assert quantized_mm_configs.problem(a, b, scale_a, scale_b, 16, torch.float32).jumps == (4, 6)
+    assert quantized_mm_configs.problem(a, b, scale_a, scale_b[:1], 16, torch.float32).jumps == (4, 0)
+    assert quantized_mm_configs.problem(a, b, scale_a[:1, :1], scale_b[:, :1], 16, torch.float32).jumps == (0, 1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -210,6 +237,9 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
             out = torch.full((m, n), float("nan"))
             cuda.Product(tile, configs.problem(*data, group, torch.float32))(*data, out, data[3])
             agree(out, expected(*data, group), bool(group))
+            shared = [*data[:3], data[3][:1]]
+            cuda.Product(tile, configs.problem(*shared, group, torch.float32))(*shared, out, data[3])
+            agree(out, expected(*data[:3], data[3][:1].expand(data[2].shape[0], -1), group), bool(group))
             bias = torch.randn(n, dtype=torch.float16)
             cuda.Product(tile, configs.problem(*data, group, torch.float32, bias))(*data, out, bias)
             agree(out, expected(*data, group) + bias.float(), True)

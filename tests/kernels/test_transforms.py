@@ -63,6 +63,28 @@ def test_rows_follow_the_reference(shape: tuple[int, int, int], scale: str, dtyp
         agree((actual[0].float(), actual[1]), ROWS.reference(x, seed, order, bits, scale, rounding, carrier))
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic", "pseudo_stochastic"])
+@pytest.mark.parametrize("shape", [(5, 37, 16, 16), (3, 300, 128, 128), (64, 200, 16, 64), (1, 1, 2, 16)], ids=str)
+def test_groups_of_columns_share_a_scale(shape: tuple[int, ...], rounding: str) -> None:
+    rows, columns, order, group = shape
+    x = torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns)) * torch.arange(1, columns + 1)
+    arguments = (order, 8, "token", rounding, "int8", group)
+    q, scale = ROWS.op(x, torch.tensor(SEED), *arguments)
+    assert scale.shape == (-(-columns // group), rows)
+    agree((q, scale), tuple(part.double() for part in ROWS.cpu(x, torch.tensor(SEED), *arguments)))
+    if rounding != "pseudo_stochastic":
+        agree((q, scale), ROWS.reference(x, SEED, *arguments))
+    for g in range(scale.shape[0]):  # each group is a tensor of its own
+        piece = x[:, g * group : (g + 1) * group]
+        torch.testing.assert_close(scale[g], ROWS.op(piece, None, order, 8, "token", "nearest", "int8")[1][0])
+
+
+def test_groups_must_be_whole_blocks_with_scales_per_token() -> None:
+    for order, scale, group in ((32, "token", 16), (16, "tensor", 32), (16, "token", -16)):
+        with pytest.raises(ValueError, match="group must be 0"):
+            ROWS.fake(torch.ones(4, 64), None, order, 8, scale, "nearest", "int8", group)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
 @pytest.mark.parametrize("scale", ["channel", "tensor"])
 @pytest.mark.parametrize("shape", TOKEN_SHAPES, ids=lambda s: "x".join(map(str, s)))

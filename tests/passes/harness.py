@@ -72,15 +72,22 @@ class Trace:
 
 
 def traced(
-    function: Callable[..., Any], options: Mapping[str, Any] | None = None, **compile_arguments: Any
+    function: Callable[..., Any],
+    options: Mapping[str, Any] | None = None,
+    fusible: frozenset[str] = frozenset(),
+    **compile_arguments: Any,
 ) -> tuple[Callable[..., Any], Trace]:
-    """``function`` compiled with the passes, interpreted without Inductor's code generation, and its trace."""
+    """``function`` compiled with the passes, interpreted without Inductor's code generation, and its trace.
+
+    Args:
+        fusible: types of the devices whose kernels evaluate producers.
+    """
     trace = Trace()
     library.load()
 
     def backend(gm: fx.GraphModule, example_inputs: Any) -> Any:
         policy = Policy.resolve(options if options is not None else FINE, environ={}, directory="/")
-        pipeline = Pipeline(policy, profile_for("cpu"), describe_inputs(gm, example_inputs))
+        pipeline = Pipeline(policy, profile_for("cpu"), describe_inputs(gm, example_inputs), fusible=fusible)
         trace.pipelines.append(pipeline)
         patches = {
             "joint_custom_pre_pass": _Hook(pipeline.rewrite_joint),

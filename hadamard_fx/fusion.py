@@ -1,0 +1,40 @@
+"""Fusion: what became of the pointwise chain that makes a quantised tensor. A frozen value with a JSON form."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Self
+
+__all__ = ["Fusion"]
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """One tensor that quantising kernels read.
+
+    Attributes:
+        layer: the module whose products read it.
+        tensor: ``"g_y"`` or ``"x"``.
+        node: of the graph.
+        operations: what is computed in the quantising kernel, ``("gelu_backward",)``; empty: nothing is.
+        forms: the quantised forms that one read now makes, ``"rows"``, ``"tokens"``; empty: the tensor is left alone.
+        saved_bytes: that no longer cross the memory bus.
+        reason: why it is left alone.
+    """
+
+    layer: str
+    tensor: str
+    node: str
+    operations: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
+    saved_bytes: int = 0
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """What ``to_json`` wrote, read back from JSON."""
+        return cls(**{**data, "operations": tuple(data["operations"]), "forms": tuple(data["forms"])})
