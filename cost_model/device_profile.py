@@ -57,7 +57,8 @@ class DeviceProfile:
         rates: operations/s of each unit of ``kernels.traffic.UNITS`` (a multiply-add is two operations).
         launch: seconds that every kernel costs besides its work.
         carrier: the type that holds 4-bit integers fastest: ``"int8"`` or ``"float8_e4m3"``.
-        group: tokens that share a scale in ``LowRank``, and columns in ``Hadamard``; 0 for all.
+        token_group, column_group: tokens that share a scale in ``LowRank``, and columns in the gradient's ``Hadamard``,
+            where the operands have 16 bits; 0 for all.
         sources: figure -> ``"measured: …"``, ``"datasheet: …"`` or ``"derived: …"``.
     """
 
@@ -68,7 +69,8 @@ class DeviceProfile:
     rates: Mapping[str, float] = field(hash=False)
     launch: float
     carrier: str
-    group: int
+    token_group: int
+    column_group: int
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def digest(self) -> str:
@@ -179,13 +181,15 @@ def _parse(data: Any, threads: int) -> DeviceProfile:
         rates={unit: _figure(rates, unit, "rate", threads, sources) for unit in UNITS},
         launch=_figure(data, "launch", "launch", threads, sources),
         carrier=_preference(data, "carrier", str, sources),
-        group=_preference(data, "group", int, sources),
+        token_group=_preference(data, "token_group", int, sources),
+        column_group=_preference(data, "column_group", int, sources),
         sources=sources,
     )
     if profile.carrier not in CARRIERS:
         raise OptionError(f"carrier must be one of {', '.join(CARRIERS)}, got {profile.carrier!r}")
-    if profile.group < 0 or profile.group % 16:
-        raise OptionError(f"group must be 0 or a multiple of 16 tokens, got {profile.group}")
+    for name in ("token_group", "column_group"):
+        if getattr(profile, name) < 0 or getattr(profile, name) % 16:
+            raise OptionError(f"{name} must be 0 or a multiple of 16, got {getattr(profile, name)}")
     return profile
 
 
@@ -201,7 +205,10 @@ def _entry(data: Mapping[str, Any], key: str, kind: type) -> Any:
 def _preference(data: Mapping[str, Any], key: str, kind: type, sources: dict[str, str]) -> Any:
     entry = _entry(_entry(data, "preferences", dict), key, dict)
     sources[key] = _source(entry, key)
-    return _entry(entry, "value", kind)
+    try:
+        return _entry(entry, "value", kind)
+    except OptionError as error:
+        raise OptionError(f"{key!r}: {error}") from None
 
 
 def _source(entry: Mapping[str, Any], key: str) -> str:

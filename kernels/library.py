@@ -132,14 +132,14 @@ def source_digest() -> str:
 
 
 @functools.cache
-def triton_bodies(name: str) -> ModuleType:
-    """The module ``triton_<name>`` of this folder.
+def triton_bodies(name: str, language: str = "triton") -> ModuleType:
+    """The module ``triton_<name>`` of this folder, or ``gluon_<name>``.
 
     Raises:
         DeviceError: Triton is not installed.
     """
     try:
-        return importlib.import_module(f"{__package__}.triton_{name}")
+        return importlib.import_module(f"{__package__}.{language}_{name}")
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "triton":
             raise

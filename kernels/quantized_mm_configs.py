@@ -12,7 +12,20 @@ from hadamard_fx import compat
 
 from .quantized_mm import EXACT_COLUMNS, count_groups
 
-__all__ = ["CONFIGS", "FLOAT8", "GROUPED", "PROMOTE", "Config", "Problem", "candidates", "config", "device", "problem"]
+__all__ = [
+    "CONFIGS",
+    "FLOAT8",
+    "GROUPED",
+    "PROMOTE",
+    "SPECIALISED",
+    "Config",
+    "Problem",
+    "candidates",
+    "config",
+    "device",
+    "problem",
+    "specialised",
+]
 
 Config = Mapping[str, Any]
 """One configuration, JSON values by name: ``kernel``; the tile ``m``, ``n``, ``k``; ``group_m`` rows of tiles share
@@ -53,6 +66,25 @@ FLOAT8: tuple[Config, ...] = (
     config("stream", 128, 128, 128, 5),
 )
 """float8_e4m3 over more than ``PROMOTE`` columns, one rescale at the end."""
+
+
+def specialised(consumers: int, n: int, stages: int, stagger: int, store_n: int, *, stream: bool) -> dict[str, Any]:
+    """A configuration of ``gluon_quantized_mm``: a warp that loads, and ``consumers`` groups of four that multiply."""
+    tile = config("specialised", 64 * consumers, n, 128, stages, warps=4)
+    return {**tile, "store": "tma", "stagger": stagger, "store_n": store_n, "stream": stream}
+
+
+# Three groups of warps of 64 rows hide each other's rescales: groups of 128 columns cost FP8 a tenth of its rate and
+# int8 a third, where Triton's own loops lose half of it. Whole rows in int8 like a wide tile better where K is long.
+SPECIALISED: dict[str, tuple[Config, ...]] = {
+    "tiles": (specialised(3, 128, 4, 1, 128, stream=False),),
+    "whole": (specialised(2, 256, 4, 2, 128, stream=False), specialised(3, 128, 5, 1, 64, stream=False)),
+    "stream": (specialised(3, 128, 5, 1, 64, stream=True), specialised(2, 128, 6, 1, 128, stream=True)),
+}
+"""By use: FP8 or groups; int8 with one rescale; pieces of tiles."""
+
+HOPPER = 90
+"""Compute capability of the devices with these instructions."""
 
 PROMOTE = 256
 """Columns of FP8 that the tensor cores may add up. Hopper's add FP8 products with 14 bits: sums above 2^14 lose their
@@ -111,6 +143,12 @@ class Problem(NamedTuple):
         steps = self.stride_a | self.stride_b
         return self.aligned and steps % 16 == 0 and self.step % 32 == 0 and device(self.ordinal)[1] >= 90
 
+    @property
+    def specialisable(self) -> bool:
+        """Whether warps may have roles of their own: Hopper's instructions, operands and result by the copy engine."""
+        fits = self.tma and self.store() == "tma" and device(self.ordinal)[1] == HOPPER
+        return fits and self.step % 128 == 0 and self.step < EXACT_COLUMNS
+
     def store(self) -> str:
         """How the result may leave. The bulk copy engine wants rows that start at multiples of 16 bytes, and room in
         the fast memory, which a float32 result would take from the operands."""
@@ -165,7 +203,9 @@ def _bucket(size: int) -> int:
 def candidates(posed: Problem) -> list[Config]:
     """The configurations that are legal and not plainly wasteful for a problem, the safest first."""
     float8 = posed.carrier != torch.int8
-    if not posed.tma:
+    if posed.specialisable:
+        entries = SPECIALISED["tiles" if float8 or posed.step else "whole"] + SPECIALISED["stream"]
+    elif not posed.tma:
         entries = POINTERS
     elif posed.step:
         entries = GROUPED
@@ -176,7 +216,11 @@ def candidates(posed: Problem) -> list[Config]:
         tiles = -(-posed.m // entry["m"]) * -(-posed.n // entry["n"])
         programs = device(posed.ordinal)[0] * entry["per_sm"]
         idle = -tiles % programs / (tiles + -tiles % programs)  # of the last wave, were no tile shared
-        if entry["kernel"] == "stream" and (idle < 0.1 or posed.k < 16 * entry["k"]):
+        stream = entry.get("stream", entry["kernel"] == "stream")
+        if stream and (idle < 0.1 or posed.k < 16 * entry["k"]):
+            continue
+        if entry["kernel"] == "specialised":
+            legal.append(entry)
             continue
         k = entry["k"]
         while posed.tma and posed.step % k:

@@ -7,6 +7,7 @@ that a call costs a dictionary look-up, the allocation of the result and the lau
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hadamard_fx.errors import HadamardError
 from . import autotune, workspace
 from .library import failure, triton_bodies
 from .quantized_mm import NAME, check
-from .quantized_mm_configs import Config, Problem, candidates, device, problem
+from .quantized_mm_configs import PROMOTE, Config, Problem, candidates, device, problem
 from .quantized_mm_shares import deal
 from .triton_launch import Launch
 
@@ -95,51 +96,113 @@ class Product:
     def __init__(self, config: Config, posed: Problem) -> None:
         self.bodies = triton_bodies(NAME)
         self.device = posed.ordinal
-        tile_k, step = config["k"], posed.step
-        steps = -(-step // tile_k)
-        blocks = posed.pieces * steps if step else -(-posed.k // tile_k)
-        tiles = -(-posed.m // config["m"]) * -(-posed.n // config["n"])
-        programs = device(posed.ordinal)[0] * config["per_sm"]
-        sizes = (
-            posed.m, posed.n, posed.k, posed.stride_a, posed.stride_b, posed.n, step,
-            int(not posed.repeat_a), int(not posed.repeat_b), *posed.jumps, blocks,
-        )  # fmt: skip
         self.tma = config["tma"]
-        self.partials, self.tiles = 0, tiles
-        self.partial_dtype = torch.int32 if posed.carrier == torch.int8 and not step else torch.float32
-        self.table: list[Any] = []
+        self.prepared = _specialised(config, posed) if config["kernel"] == "specialised" else _plain(config, posed)
         self.dealt: list[torch.Tensor] = []
-        constants = [config["m"], config["n"], tile_k, config["group_m"], steps, self.tma, config.get("promote")]
-        constants.append(posed.bias is not None)
-        if config["kernel"] == "tiles":
-            kernel = self.bodies.tiles_kernel
-            constants += [config["store"] == "tma", config.get("flatten", False)]
-            programs = min(tiles, programs)
-        else:
-            kernel = self.bodies.stream_kernel
-            hands = deal(programs, tiles, blocks // max(steps, 1))
-            *self.table, slots = hands.table(max(steps, 1))
-            self.partials = max(slots, 1) * config["m"] * config["n"]
-            programs = len(hands.hands)
-        options = {"num_warps": config["warps"], "num_stages": config["stages"], "enable_fp_fusion": True}
-        self.launch = Launch(kernel, programs, (*sizes, *constants), options, loose=1)
 
     def __call__(self, *tensors: torch.Tensor) -> None:
-        if self.partials:
-            *operands, out, bias = tensors
+        *operands, out, bias = tensors
+        if self.prepared.partials:
             tensors = (*operands, out, *self._shared(out), bias)
+        elif self.prepared.placeholders:
+            tensors = (*operands, out, out, out, out, out, bias)
         if self.tma:
             self.bodies.set_allocator(workspace.descriptors)  # kept per thread; the backward has one of its own
-        self.launch(*tensors)
+        self.prepared.launch(*tensors)
 
     def _shared(self, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Partial sums, how many of them arrived, and the table of who computes what."""
+        prepared = self.prepared
         if not self.dealt:
-            make = functools.partial(_tensors, self.table, out.device)
+            make = functools.partial(_tensors, prepared.table, out.device)
             self.dealt = make() if compat.is_fake(out) or not out.is_cuda else workspace.resident(make, self.device)
-        partials = workspace.temporary("partial sums", self.partials, self.partial_dtype, out)
-        return partials, workspace.zeros(self.tiles, out), *self.dealt
+        partials = workspace.temporary("partial sums", prepared.partials, prepared.partial_dtype, out)
+        return partials, workspace.zeros(prepared.arrivals, out), *self.dealt
 
 
-def _tensors(tables: list[list[int]], device: torch.device) -> list[torch.Tensor]:
+@dataclass(frozen=True)
+class _Prepared:
+    """A launch, and what it needs where tiles are cut in pieces.
+
+    Attributes:
+        launch: the kernel with its numbers.
+        table: items and offsets of ``quantized_mm_shares``.
+        partials, partial_dtype: elements of partial sums, 0 for whole tiles.
+        arrivals: counters of pieces that are ready.
+        placeholders: the kernel has these parameters for whole tiles too.
+    """
+
+    launch: Launch
+    table: tuple[Any, ...] = ()
+    partials: int = 0
+    partial_dtype: torch.dtype = torch.float32
+    arrivals: int = 0
+    placeholders: bool = False
+
+
+def _plain(config: Config, posed: Problem) -> _Prepared:
+    """``triton_quantized_mm``: all warps do everything."""
+    bodies = triton_bodies(NAME)
+    tile_k, step = config["k"], posed.step
+    steps = -(-step // tile_k)
+    blocks = posed.pieces * steps if step else -(-posed.k // tile_k)
+    tiles = -(-posed.m // config["m"]) * -(-posed.n // config["n"])
+    programs = device(posed.ordinal)[0] * config["per_sm"]
+    sizes = (
+        posed.m, posed.n, posed.k, posed.stride_a, posed.stride_b, posed.n, step,
+        int(not posed.repeat_a), int(not posed.repeat_b), *posed.jumps, blocks,
+    )  # fmt: skip
+    constants = [config["m"], config["n"], tile_k, config["group_m"], steps, config["tma"], config.get("promote")]
+    constants.append(posed.bias is not None)
+    options = {"num_warps": config["warps"], "num_stages": config["stages"], "enable_fp_fusion": True}
+    if config["kernel"] == "tiles":
+        constants += [config["store"] == "tma", config.get("flatten", False)]
+        values = (*sizes, *constants)
+        return _Prepared(Launch(bodies.tiles_kernel, min(tiles, programs), values, options, loose=1))
+    hands = deal(programs, tiles, blocks // max(steps, 1))
+    *table, slots = hands.table(max(steps, 1))
+    return _Prepared(
+        Launch(bodies.stream_kernel, len(hands.hands), (*sizes, *constants), options, loose=1),
+        tuple(table),
+        max(slots, 1) * config["m"] * config["n"],
+        torch.int32 if posed.carrier == torch.int8 and not step else torch.float32,
+        tiles,
+    )
+
+
+def _specialised(config: Config, posed: Problem) -> _Prepared:
+    """``gluon_quantized_mm``: one warp loads, the others multiply."""
+    consumers, tile_k = config["m"] // 64, config["k"]
+    unit = min(posed.step, PROMOTE) or (PROMOTE if posed.carrier != torch.int8 and posed.k > PROMOTE else 0)
+    steps = unit // tile_k
+    blocks = -(-posed.k // unit) * steps if unit else -(-posed.k // tile_k)
+    tiles = -(-posed.m // config["m"]) * -(-posed.n // config["n"])
+    programs = device(posed.ordinal)[0]
+    sizes = (
+        posed.m, posed.n, posed.k, posed.stride_a, posed.stride_b, posed.n,
+        int(not posed.repeat_a), int(not posed.repeat_b), *posed.jumps, blocks,
+    )  # fmt: skip
+    grouped, units = bool(posed.group_k), max(posed.step // unit, 1) if unit else 1
+    constants = (
+        config["n"], tile_k, config["group_m"], config["stages"], consumers, steps, units,
+        grouped and not posed.share_a, grouped and not posed.share_b, posed.bias is not None, config["stream"],
+        config["stagger"], config["store_n"], 240 if consumers == 2 else 160,
+    )  # fmt: skip
+    options = {"num_warps": 4, "maxnreg": 168 if consumers == 2 else 128, "enable_fp_fusion": True}
+    kernel = triton_bodies(NAME, "gluon").specialised_kernel
+    if not config["stream"]:
+        launch = Launch(kernel, min(tiles, programs), (*sizes, *constants), options, loose=1)
+        return _Prepared(launch, placeholders=True)
+    hands = deal(programs, tiles, blocks // max(steps, 1))
+    *table, slots = hands.table(max(steps, 1))
+    return _Prepared(
+        Launch(kernel, len(hands.hands), (*sizes, *constants), options, loose=1),
+        tuple(table),
+        max(slots, 1) * config["m"] * config["n"],
+        torch.int32 if posed.carrier == torch.int8 and not steps else torch.float32,
+        tiles * consumers,
+    )
+
+
+def _tensors(tables: tuple[list[int], ...], device: torch.device) -> list[torch.Tensor]:
     return [torch.tensor(table, dtype=torch.int32, device=device) for table in tables]

@@ -24,11 +24,14 @@ from .chains import Chain, is_extern, kind_of, readers, size
 from .joint_graph import value
 from .pointwise import Builder
 
-__all__ = ["MAKES_ROWS", "MAKES_TOKENS", "Candidate", "why_not_in_one_read"]
+__all__ = ["MAKES_ROWS", "MAKES_TOKENS", "ROWS", "TOKENS", "Candidate", "why_not_in_one_read"]
 
 aten = torch.ops.aten
 
 MAKES_ROWS, MAKES_TOKENS = "rows", "tokens"
+
+ROWS, TOKENS = ("order", "bits", "group"), ("order", "rank", "bits", "group")
+"""Settings of the forms, in the order in which ``quantize_both`` takes them."""
 
 
 @dataclass

@@ -15,10 +15,11 @@ import torch.fx as fx
 
 from hadamard_fx import compat
 from hadamard_fx.fusion import Fusion
+from hadamard_fx.kernels import quantize_both
 from hadamard_fx.kernels.library import load
 from hadamard_fx.kernels.prologue import Prologue
 
-from .candidates import MAKES_ROWS, MAKES_TOKENS, Candidate, why_not_in_one_read
+from .candidates import MAKES_ROWS, MAKES_TOKENS, ROWS, TOKENS, Candidate, why_not_in_one_read
 from .chains import row_views
 from .joint_graph import JointGraph, module_of, value
 
@@ -125,7 +126,17 @@ def _why_not(candidate: Candidate) -> str:
     if min(tensors[0].shape) < 2 or value(candidate.y).dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"nothing to gain with {list(tensors[0].shape)} of {value(candidate.y).dtype}"
     reasons = dict.fromkeys(why_not_in_one_read(call) for call in candidate.calls)
-    return "; ".join(reason for reason in reasons if reason)
+    return "; ".join(reason for reason in reasons if reason) or _why_not_on_device(candidate)
+
+
+def _why_not_on_device(candidate: Candidate) -> str:
+    """What the CUDA kernel does not know; elsewhere it is a composition of the others, which know everything."""
+    y = value(candidate.y)
+    if y.device.type != "cuda":
+        return ""
+    rows = [compat.arguments(candidate.rows)[key] for key in ROWS] if candidate.rows is not None else []
+    tokens = [compat.arguments(candidate.tokens)[key] for key in TOKENS] if candidate.tokens is not None else []
+    return quantize_both.why_not(rows, tokens, y.dtype)
 
 
 def _grow(candidates: list[Candidate]) -> None:

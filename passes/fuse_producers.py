@@ -11,6 +11,7 @@ import torch.fx as fx
 from hadamard_fx import compat
 from hadamard_fx.kernels.library import load
 
+from .candidates import ROWS, TOKENS
 from .editing import GraphEditor
 from .find_producers import Site
 from .joint_graph import VIEWS, JointGraph, value
@@ -82,11 +83,11 @@ class _Editor:
             inputs,
             site.prologue.to_text(),
             value(site.y).dtype,
-            [rows[name] for name in ("order", "bits", "group")] if rows else [],
+            [rows[name] for name in ROWS] if rows else [],
             rows.get("rounding", "nearest"),
             rows.get("carrier", "int8"),
             rows.get("seed"),
-            [tokens[name] for name in ("order", "rank", "bits", "group")] if tokens else [],
+            [tokens[name] for name in TOKENS] if tokens else [],
             tokens.get("rounding", "nearest"),
             tokens.get("seed"),
             bool(site.sums) or tokens.get("sums", False),

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
@@ -89,6 +90,12 @@ QUANTISABLE = ("float32", "bfloat16", "float16")
 def itemsize(gemm: Gemm) -> int:
     """Bytes of one element of the operands."""
     return _ITEMSIZE.get(gemm.dtype, 4)
+
+
+def dtype_of(gemm: Gemm) -> torch.dtype:
+    """Of the operands."""
+    dtype: torch.dtype = getattr(torch, gemm.dtype)
+    return dtype
 
 
 def why_not_quantised(gemm: Gemm) -> str:

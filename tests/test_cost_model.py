@@ -45,8 +45,8 @@ def grad_input_seconds(m: int, n: int, k: int, dtype: str, profile: DeviceProfil
 def grad_weight_seconds(m: int, n: int, tokens: int, dtype: str, profile: DeviceProfile) -> float:
     size = DTYPES[dtype]
     launches = [
-        compress_tokens.traffic(tokens, m, 16, 8, size, profile.group),
-        compress_tokens.traffic(tokens, n, 16, 8, size, profile.group),
+        compress_tokens.traffic(tokens, m, 16, 8, size, profile.token_group),
+        compress_tokens.traffic(tokens, n, 16, 8, size, profile.token_group),
         quantized_mm.traffic(m, n, tokens // 2, "int8", size),
     ]
     return float(seconds(launches, profile))
@@ -72,7 +72,7 @@ def test_bundled_profile_is_complete_and_says_where_its_figures_come_from(name: 
     profile = profile_for("cpu", name)
     assert profile.name == name
     assert set(profile.rates) == set(UNITS)
-    assert set(profile.sources) == {*UNITS, "bandwidth", "launch", "carrier", "group"}
+    assert set(profile.sources) == {*UNITS, "bandwidth", "launch", "carrier", "token_group", "column_group"}
     assert all(source.split(": ")[0] in device_profile.KINDS for source in profile.sources.values())
 
 
@@ -81,7 +81,7 @@ def test_h200_figures_in_si_units() -> None:
     assert profile.bandwidth == pytest.approx(4.25e12)
     assert profile.rates["bfloat16"] == pytest.approx(690e12)
     assert profile.launch == pytest.approx(3e-6)
-    assert (profile.carrier, profile.group) == ("int8", 0)
+    assert (profile.carrier, profile.token_group, profile.column_group) == ("float8_e4m3", 256, 128)
 
 
 def test_cuda_device_is_recognised_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,9 @@ def test_refused_file(changes: dict[str, Any], message: str, tmp_path: Path) -> 
     assert str(path) in str(caught.value)
 
 
-@pytest.mark.parametrize(("key", "value"), [("carrier", "int3"), ("group", -16), ("group", 20), ("group", True)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("carrier", "int3"), ("token_group", -16), ("column_group", 20), ("token_group", True)]
+)
 def test_refused_preference(key: str, value: object, tmp_path: Path) -> None:
     data = a_profile()
     data["preferences"][key]["value"] = value

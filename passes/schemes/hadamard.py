@@ -14,7 +14,7 @@ import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.roofline import seconds
-from hadamard_fx.kernels import quantize_rows, quantize_weight, quantized_mm
+from hadamard_fx.kernels import quantize_both, quantize_rows, quantize_weight, quantized_mm
 from hadamard_fx.kernels.library import load
 from hadamard_fx.kernels.traffic import Traffic
 from hadamard_fx.plan import Cost, Gemm, Role
@@ -23,7 +23,7 @@ from hadamard_fx.scheme import Hadamard
 from ..editing import GraphEditor, inherit_recomputation
 from ..find_gemms import operands
 from ..joint_graph import CASTS, strip_transpose, value
-from ..rule import SchemeRule, itemsize, product_of_codes, register_rule, why_not_quantised
+from ..rule import SchemeRule, dtype_of, itemsize, product_of_codes, register_rule, why_not_quantised
 
 aten = torch.ops.aten
 
@@ -42,12 +42,17 @@ class HadamardRule(SchemeRule):
         if scheme.carrier == "auto":
             scheme = replace(scheme, carrier=profile.carrier if scheme.bits <= 4 else "int8")
         if scheme.group is None:
-            fits = scheme.scale == "token" and profile.group % max(scheme.order, 16) == 0
-            scheme = replace(scheme, group=profile.group if fits else 0)
+            # A forward in 8 bits keeps one scale per token: int8 products in groups lose more than one read spares.
+            group = profile.column_group if gemm.role is Role.GRAD_INPUT and scheme.scale == "token" else 0
+            fits = group and not quantize_both.why_not((scheme.order, scheme.bits, group), (), dtype_of(gemm))
+            scheme = replace(scheme, group=group if fits else 0)
         return scheme
 
     def illegal(self, scheme: Hadamard, gemm: Gemm) -> str:
-        return super().illegal(scheme, gemm) or why_not_quantised(gemm)
+        reason = super().illegal(scheme, gemm) or why_not_quantised(gemm)
+        if not reason and scheme.group and gemm.device == "cuda":
+            reason = quantize_both.why_not((scheme.order, scheme.bits, scheme.group), (), dtype_of(gemm))
+        return reason
 
     def price(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
         if gemm.role is Role.FORWARD:

@@ -16,7 +16,7 @@ import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.roofline import seconds
-from hadamard_fx.kernels import compress_tokens, quantized_mm
+from hadamard_fx.kernels import compress_tokens, quantize_both, quantized_mm
 from hadamard_fx.kernels.library import load
 from hadamard_fx.plan import Cost, Gemm, Role
 from hadamard_fx.scheme import LowRank
@@ -24,7 +24,7 @@ from hadamard_fx.scheme import LowRank
 from ..editing import SAVE, GraphEditor, inherit_recomputation
 from ..find_gemms import operands
 from ..joint_graph import strip_transpose, value
-from ..rule import SchemeRule, itemsize, product_of_codes, register_rule, why_not_quantised
+from ..rule import SchemeRule, dtype_of, itemsize, product_of_codes, register_rule, why_not_quantised
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
@@ -37,7 +37,11 @@ class LowRankRule(SchemeRule):
     roles = frozenset({Role.GRAD_WEIGHT})
 
     def refine(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile) -> LowRank:
-        return scheme if scheme.group is not None else replace(scheme, group=profile.group)
+        if scheme.group is not None:
+            return scheme
+        settings = (scheme.order, scheme.rank, scheme.bits, profile.token_group)
+        fits = scheme.scale == "channel" and not quantize_both.why_not((), settings, dtype_of(gemm))
+        return replace(scheme, group=profile.token_group if profile.token_group and fits else 0)
 
     def illegal(self, scheme: LowRank, gemm: Gemm) -> str:
         if gemm.K.hint < scheme.order and scheme.rank < scheme.order:
@@ -72,7 +76,7 @@ class LowRankRule(SchemeRule):
         self, scheme: LowRank, tokens_first: fx.Node, node: fx.Node, editor: GraphEditor
     ) -> tuple[fx.Node, ...]:
         seed = editor.seed(value(tokens_first).device, node) if scheme.rounding == "stochastic" else None
-        sums = [] if scheme.group else [total for total in editor.joint.token_sums(tokens_first) if node < total]
+        sums = [total for total in editor.joint.token_sums(tokens_first) if node < total]
         results = self._compress(
             scheme, tokens_first, seed, scheme.rounding, node, editor, backward=True, sums=bool(sums)
         )
