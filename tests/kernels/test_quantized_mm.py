@@ -247,7 +247,8 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
 
 ODD = [
     *SHAPES, (300, 520, 2064, 0), (768, 384, 25216, 0), (2048, 2056, 1000, 0), (384, 256, 8200, 512), (96, 80, 200, 20),
-    (768, 3072, 3200, 0), (2048, 1300, 4096, 256),
+    (768, 3072, 3200, 0), (2048, 1300, 4096, 256), (304, 528, 2064, 128), (320, 136, 4096, 256), (768, 776, 6416, 128),
+    (6160, 384, 768, 128),
 ]  # fmt: skip
 
 
@@ -257,14 +258,23 @@ ODD = [
 @pytest.mark.parametrize("carrier", [torch.int8, FP8], ids=["int8", "fp8"])
 @pytest.mark.parametrize("shape", ODD, ids=lambda s: "x".join(map(str, s[:3])) + f"g{s[3]}")
 def test_gpu_every_configuration(shape: tuple[int, int, int, int], carrier: torch.dtype, dtype: torch.dtype) -> None:
+    m, n, k, group = shape
+    data = operands(m, n, k, group, carrier, "cuda")
+    every_configuration(data, group, dtype, expected(*data, group))
+    if group:
+        a, b, scale_a, scale_b = data
+        want = expected(a, b, scale_a, scale_b[:1].expand_as(scale_b), group)
+        every_configuration((a, b, scale_a, scale_b[:1].contiguous()), group, dtype, want)
+
+
+def every_configuration(data: Any, group: int, dtype: torch.dtype, want: torch.Tensor) -> None:
     from hadamard_fx.kernels import quantized_mm_configs as configs
     from hadamard_fx.kernels import quantized_mm_cuda as cuda
 
-    m, n, k, group = shape
-    data = operands(m, n, k, group, carrier, "cuda")
     posed = configs.problem(*data, group, dtype)
-    want = expected(*data, group)
-    for tile in configs.candidates(posed):
+    (m, n), tiles = want.shape, configs.candidates(posed)
+    assert tiles
+    for tile in tiles:
         out = torch.full((m, n), float("nan"), dtype=dtype, device="cuda")
         cuda.Product(tile, posed)(*data, out, data[3])
         if group:
