@@ -158,7 +158,8 @@ def _decide(
     prologue = candidate.prologue()
     ways = candidate.ways(all_of_them)
     exact = bool(candidate.others) and not stores
-    if prologue is None or exact:
+    strided = bool(candidate.others) and not value(candidate.y).is_contiguous()  # the kernel writes rows
+    if prologue is None or exact or strided:
         ways.pop("fused", None)
     best = min(ways, key=lambda way: ways[way])
     saved = ways["apart"] - ways[best]
@@ -172,6 +173,7 @@ def _decide(
         reason = "one kernel reads it, and it has no pointwise producer"
     else:
         reason = "an exact forward reads it, too" if exact else "no fewer bytes would be moved"
+        reason = "others read it in another order of axes" if strided and not exact else reason
     return None, _fact(joint, candidate, reason=reason)
 
 

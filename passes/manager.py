@@ -75,7 +75,7 @@ class Pipeline:
         decisions = choose.decide(gemms)
         plan = Plan(decisions, self.profile.name, joint.training, self.policy.settings)
         enforce(joint, plan, choose.name)
-        self.plan = plan
+        self.plan, self.fusions = plan, ()
         if not plan.rewrites():
             return
         compiles = self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites())
@@ -102,7 +102,6 @@ class Pipeline:
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
         for part, exact in zip(parts, (self._exact_forward(), False), strict=True):
             self._fuse(part.graph, exact)
-            part.recompile()
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
@@ -120,6 +119,8 @@ class Pipeline:
         fuse.rewrite(joint)
         if sites:
             enforce(JointGraph(graph, self.inputs), None, fuse.name, (VALUES_MATCH,))
+            if graph.owning_module is not None:
+                graph.owning_module.recompile()
         self.fusions += facts
         if self.runs:
             ahead.prepare(_kernel_calls(graph))
