@@ -40,8 +40,7 @@ class Form:
         tokens: (order, rank, qmax, rounding code), empty without that form.
         sums, keep: add up the tokens; write y.
         strips: of 64 channels in a tile; those of a row share a scale.
-        spans: of 64 tokens in a tile; those of a channel share a scale,
-        sharing: with those of so many tiles.
+        spans: of 64 tokens in a tile; those of a channel share a scale.
         even: every tile is whole, and stores need no masks.
         prefetch: load the next 64 tokens while these are computed.
     """
@@ -55,7 +54,6 @@ class Form:
     keep: bool
     strips: int
     spans: int
-    sharing: int
     even: bool
     prefetch: bool
 
@@ -107,7 +105,7 @@ def _evaluate({names}):
 
 @gluon.jit(do_not_specialize_on_alignment=["rows_seed", "tokens_seed"])
 def quantize_both(
-    {pointers}, y, rows_q, rows_scale, tokens_q, tokens_scale, sums, scratch, rows_seed, tokens_seed,
+    {pointers}, y, rows_q, rows_scale, tokens_q, tokens_scale, sums, rows_seed, tokens_seed,
     tokens, channels, rows_padded, tokens_padded, chunks, tiles, {strides}, rows_per_amax, tokens_per_amax,
 ):
     LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -156,7 +154,8 @@ def _body(form: Form, inputs: int) -> Iterator[str]:
     yield from _matrices(form)
     yield ""
     yield "for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):"
-    yield from (f"    {line}" for line in _place(form.sharing))
+    yield "    slab = tile // chunks"
+    yield "    chunk = tile % chunks"
     if form.prefetch:
         yield f"    following = {load.format(first=f'slab * {64 * form.spans}', wanted='True')}"
     yield f"    for span in range({form.spans}):"
@@ -178,20 +177,6 @@ def _body(form: Form, inputs: int) -> Iterator[str]:
         yield from (f"        {line}" for line in _rows(form, width))
     if form.tokens or form.sums:
         yield from (f"    {line}" for line in _tokens(form, width))
-
-
-def _place(sharing: int) -> Iterator[str]:
-    """Which tile it is. Tiles that share scales follow each other; of the last group some may be missing."""
-    if sharing == 1:
-        yield "slab = tile // chunks"
-        yield "chunk = tile % chunks"
-        return
-    yield f"group = tile // ({sharing} * chunks)"
-    yield f"groups = (tiles // chunks + {sharing - 1}) // {sharing}"
-    yield f"members = gl.minimum({sharing}, tiles // chunks - group * {sharing})"
-    yield f"place = tile - group * {sharing} * chunks"
-    yield f"slab = group * {sharing} + place % members"
-    yield "chunk = place // members"
 
 
 def _matrices(form: Form) -> Iterator[str]:
@@ -227,16 +212,15 @@ def _rows(form: Form, width: int) -> Iterator[str]:
 def _tokens(form: Form, width: int) -> Iterator[str]:
     order, rank, qmax, rounding = form.tokens or _SUMS
     first, group = f"chunk * {width} + part * 64", f"slab * {64 * form.spans * rank // order}"
-    flags = f"{bool(form.tokens)}, {form.sums}, {form.sharing > 1}, {form.even}"
+    flags = f"{bool(form.tokens)}, {form.sums}, {form.even}"
     if not form.rows:
         yield "hopper.fence_async_shared()"
         yield "parts.barrier()"
     yield f"for part in range({form.strips}):"
     yield "    parts.tokens_form("
-    scales, sharing = ("slab", "0, 0, 1") if form.sharing == 1 else ("group", "group, groups, members")
-    yield f"        buffers, part, tokens_matrix, tokens_q, tokens_scale + {scales}.to(gl.int64) * channels,"
-    yield f"        sums + slab.to(gl.int64) * channels, scratch, {first}, {group},"
-    yield f"        channels, tokens_padded, tokens_word, tokens_per_amax, {sharing},"
+    yield "        buffers, part, tokens_matrix, tokens_q, tokens_scale + slab.to(gl.int64) * channels,"
+    yield f"        sums + slab.to(gl.int64) * channels, {first}, {group},"
+    yield "        channels, tokens_padded, tokens_word, tokens_per_amax,"
     yield f"        {form.strips}, {form.spans}, {rank}, {qmax}, {rounding}, {flags},"
     yield "    )"
     yield "parts.barrier()  # the next tile overwrites the buffers"

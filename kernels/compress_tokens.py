@@ -150,7 +150,7 @@ def cuda(
         inside = sums and not group  # that kernel adds up spans of its own
         results = triton_bodies("tokens").compress_tokens(x, seed, order, rank, bits, scale, rounding, group, inside)
         if sums and group:
-            results = (*results[:2], _sums(x.float(), summed_tokens(order, rank, group), sums))
+            results = (*results[:2], _sums(x.float(), group, sums))
     return results
 
 
@@ -170,7 +170,7 @@ def native(
 
     inside = sums and not group  # where tokens share scales in groups, the compiled code adds nothing up
     q, scales, added = cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group, inside)
-    return q, scales, _sums(x.float(), summed_tokens(order, rank, group), sums) if sums and group else added
+    return q, scales, _sums(x.float(), group, sums) if sums and group else added
 
 
 def fake(

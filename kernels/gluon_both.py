@@ -175,44 +175,14 @@ def _rounded(v, factor, counter, ROUNDING: gl.constexpr, dtype: gl.constexpr):
 
 
 @gluon.jit
-def _largest(held, COUNT: gl.constexpr):
-    """The bits of the largest magnitude along the columns of all tiles: they order like magnitudes, with NaN above inf,
-    so that the maximum propagates NaN."""
+def _amax(held, COUNT: gl.constexpr):
+    """The largest magnitude along the columns of all tiles, at least SMALLEST; NaN stays."""
     largest = gl.abs(held[0])
     for index in gl.static_range(COUNT - 1):
         largest = gl.maximum(largest, gl.abs(held[index + 1]), propagate_nan=ALL)
-    return gl.max(largest.to(gl.int32, bitcast=True) & _MAGNITUDE, 1)
-
-
-@gluon.jit
-def _floored(bits):
-    """The magnitude of ``bits``, at least SMALLEST; NaN stays."""
-    amax = bits.to(gl.float32, bitcast=True)
+    # Bits order like magnitudes, with NaN above inf: the maximum propagates NaN.
+    amax = gl.max(largest.to(gl.int32, bitcast=True) & _MAGNITUDE, 1).to(gl.float32, bitcast=True)
     return gl.where(amax < _SMALLEST, _SMALLEST, amax)
-
-
-@gluon.jit
-def _agreed(bits, magnitudes, arrived, channel, channels, sharing):
-    """The largest of the ``bits`` of so many programs, which wait for each other.
-
-    They are neighbours in the order of programs, and at the same tile: none waits for one that waits for another. A
-    program that found no room yet gets it when others end, whose partners came before it.
-
-    ``magnitudes`` [channels] and ``arrived`` [2] are int32 zeros before and after: the last to leave sees to that.
-    """
-    c = channel + gl.arange(0, bits.shape[0], layout=bits.type.layout)
-    gl.atomic_max(magnitudes + c, bits, mask=c < channels, sem="relaxed")
-    barrier()  # every thread has written before one of them says so
-    gl.atomic_add(arrived, 1, sem="release")
-    while gl.atomic_add(arrived, 0, sem="acquire") < sharing:
-        pass
-    largest = gl.load(magnitudes + c, mask=c < channels, other=0, cache_modifier=".cg")  # by others: not from L1
-    barrier()  # every thread has read
-    if gl.atomic_add(arrived + 1, 1, sem="acq_rel") == sharing - 1:
-        gl.store(magnitudes + c, gl.zeros_like(largest), mask=c < channels)
-        gl.store(arrived, 0)
-        gl.store(arrived + 1, 0)
-    return largest
 
 
 @gluon.jit
@@ -292,7 +262,7 @@ def rows_form(
 ):  # fmt: skip
     """64 tokens of STRIPS strips of channels, which share a scale: ``scale`` [tokens] is that of the group."""
     held = _products(buffers, index, 1, matrix, False, STRIPS)
-    amax = _floored(_largest(held, STRIPS))
+    amax = _amax(held, STRIPS)
     row = token + gl.arange(0, 64, layout=amax.type.layout)
     gl.store(scale + row, amax * per_amax, mask=row < tokens)
     factor = _factor(amax, QMAX, ROUNDING)
@@ -302,22 +272,15 @@ def rows_form(
 
 @gluon.jit
 def tokens_form(
-    buffers, strip, matrix, q, scale, sums, scratch, channel, column, channels, padded, seed, per_amax,
-    group, groups, sharing,
+    buffers, strip, matrix, q, scale, sums, channel, column, channels, padded, seed, per_amax,
     STRIPS: gl.constexpr, SPANS: gl.constexpr, KEPT: gl.constexpr, QMAX: gl.constexpr, ROUNDING: gl.constexpr,
-    WANTED: gl.constexpr, SUMS: gl.constexpr, SHARED: gl.constexpr, EVEN: gl.constexpr,
+    WANTED: gl.constexpr, SUMS: gl.constexpr, EVEN: gl.constexpr,
 ):  # fmt: skip
-    """A strip of channels over SPANS spans of 64 tokens: ``sums`` [channels] are those of these tokens, ``column`` is
-    their first in q. KEPT: sequencies of a block; the lowest is the sum. ``scale`` [channels] is that of the
-    ``group``, which ``sharing`` programs have in common (SHARED), by means of ``scratch``."""
+    """A strip of channels over SPANS spans of 64 tokens, which share a scale: ``scale`` and ``sums`` [channels] are
+    those of the group, ``column`` is its first in q. KEPT: sequencies of a block; the lowest is the sum."""
     held = _products(buffers, strip, STRIPS, matrix, True, SPANS)
     if WANTED:
-        bits = _largest(held, SPANS)
-        if SHARED:
-            arrived = scratch + 2 * (group * gl.cdiv(channels, WIDTH) + channel // WIDTH)
-            magnitudes = scratch + 2 * groups * gl.cdiv(channels, WIDTH) + group * channels
-            bits = _agreed(bits, magnitudes, arrived, channel, channels, sharing)
-        amax = _floored(bits)
+        amax = _amax(held, SPANS)
         c = channel + gl.arange(0, WIDTH, layout=amax.type.layout)
         gl.store(scale + c, amax * per_amax, mask=c < channels)
         factor = _factor(amax, QMAX, ROUNDING)

@@ -33,7 +33,7 @@ SCHEMA = (
 Results: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 SPAN = 256
-"""Tokens of one partial sum, and of one tile, at most."""
+"""Tokens of one partial sum where the tokens are not compressed."""
 
 
 CAPABILITY = 90
@@ -54,12 +54,12 @@ def why_not(rows: Sequence[int], tokens: Sequence[int], dtype: torch.dtype) -> s
     if tokens:
         order, rank, _, group = tokens
         kept = 64 * rank // order
-        if 64 % order or kept & (kept - 1) or kept < 16 or group not in (64, 128, 256, 512, 1024):
+        if 64 % order or kept & (kept - 1) or kept < 16 or group not in (64, 128, 256, 512):
             return (
                 f"rank {rank} of {order} in groups of {group}: the order must divide 64, the rank be a power of two of"
-                " at least a quarter of it, the group be 64, 128, 256, 512 or 1024"
+                " at least a quarter of it, the group be 64, 128, 256 or 512"
             )
-    largest = (rows[2] if rows else 64) * (min(tokens[3], SPAN) if tokens else SPAN)
+    largest = (rows[2] if rows else 64) * (tokens[3] if tokens else SPAN)
     return "" if largest <= 256 * 256 else f"a tile of {largest} values, which share scales, exceeds the shared memory"
 
 

@@ -61,10 +61,10 @@ def padded_kept(tokens: int, order: int, rank: int) -> int:
 
 
 def summed_tokens(order: int, rank: int, group: int = 0) -> int:
-    """Tokens of one partial sum of ``compress_tokens``: what one program of its kernel reads at least; where tokens
-    share scales in groups, what lies in one group and one program."""
+    """Tokens of one partial sum of ``compress_tokens``: what one program of its kernel reads at least, a group where
+    tokens share scales in groups."""
     if group:
-        return min(group, 256)
+        return group
     kept = 1 << (rank - 1).bit_length()
     return max(256, 16 * order // kept)
 

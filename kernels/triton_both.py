@@ -13,7 +13,6 @@ from hadamard_fx import compat
 from hadamard_fx.errors import KernelError
 
 from . import quantize_both as operator
-from . import workspace
 from .both_source import Form, sliced, source
 from .generated import module
 from .library import failure
@@ -67,13 +66,12 @@ def quantize_both(
     booleans = tuple(x.dtype is torch.bool for x in inputs)
     seeds = (rows_seed is not None, tokens_seed is not None)
     try:
-        plan = _plan(
+        launch = _plan(
             length, channels, strides, booleans, first.device.index or 0, prologue, dtype,
             tuple(rows), rows_rounding, tuple(tokens), tokens_rounding, seeds, sums, keep,
         )  # fmt: skip
         words = [first if seed is None else seed for seed in (rows_seed, tokens_seed)]
-        scratch = workspace.zeros(plan.counters, first) if plan.counters else results[-1]
-        plan.launch(*inputs, *results, scratch, *words)
+        launch(*inputs, *results, *words)
     except KernelError:
         raise
     except Exception as error:
@@ -122,12 +120,10 @@ def _unit_stride(x: Tensor, kind: str) -> Tensor:
 
 
 class _Tile(NamedTuple):
-    """Sizes of a tile in units of 64, how many tiles share scales, and how many programs of four warps a multiprocessor
-    holds."""
+    """Sizes of a tile in units of 64, and how many programs of four warps a multiprocessor holds."""
 
     strips: int
     spans: int
-    sharing: int
     programs: int
     registers: int
     prefetch: bool
@@ -144,21 +140,13 @@ def _tile(rows: tuple[int, ...], tokens: tuple[int, ...], sums: bool, tiles_read
     same.
     """
     strips = rows[2] // 64 if rows else 1
-    spans = min(tokens[3], operator.SPAN) // 64 if tokens else operator.SPAN // 64 if sums else 2
-    sharing = tokens[3] // (64 * spans) if tokens else 1
+    spans = tokens[3] // 64 if tokens else operator.SPAN // 64 if sums else 2
     shared = 8 * strips * spans + (8 if rows else 0) + 1
     if (tokens or sums) and not sliced(rows, tokens):
         shared += 8 * tokens[1] // tokens[0] if tokens else 4
     programs = max(1, min(SHARED_KIB // shared, 4 if rows else 5))
     registers = {1: 255, 2: 255, 3: 168, 4: 128, 5: 96}[programs]
-    return _Tile(strips, spans, sharing, programs, registers, prefetch=tiles_read == 1 and programs <= 3)
-
-
-class _Plan(NamedTuple):
-    """A launch, and the int32 zeros that it needs."""
-
-    launch: Launch
-    counters: int
+    return _Tile(strips, spans, programs, registers, prefetch=tiles_read == 1 and programs <= 3)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -177,7 +165,7 @@ def _plan(
     seeds: tuple[bool, bool],
     sums: bool,
     keep: bool,
-) -> _Plan:
+) -> Launch:
     """``seeds``: which of them are there; a kernel is compiled for their dtype."""
     reason = operator.why_not(rows, tokens, dtype)
     processors, capability = describe(ordinal)
@@ -202,7 +190,6 @@ def _plan(
         keep=keep,
         strips=tile.strips,
         spans=tile.spans,
-        sharing=tile.sharing,
         even=even,
         prefetch=tile.prefetch,
     )
@@ -213,7 +200,4 @@ def _plan(
     )
     values = (length, channels, rows_padded, tokens_padded, chunks, chunks * slabs, *strides, *scales)
     options = {"num_warps": 4, "maxnreg": tile.registers, "enable_fp_fusion": True}
-    programs = processors * tile.programs // tile.sharing * tile.sharing
-    launch = Launch(kernel, min(chunks * slabs, programs), values, options, loose=2)
-    strips, groups = -(-channels // 64), -(-slabs // tile.sharing)
-    return _Plan(launch, groups * (2 * strips + channels) if tile.sharing > 1 else 0)
+    return Launch(kernel, min(chunks * slabs, processors * tile.programs), values, options, loose=2)

@@ -81,7 +81,7 @@ def test_h200_figures_in_si_units() -> None:
     assert profile.bandwidth == pytest.approx(4.25e12)
     assert profile.rates["bfloat16"] == pytest.approx(690e12)
     assert profile.launch == pytest.approx(3e-6)
-    assert (profile.carrier, profile.token_group, profile.column_group) == ("float8_e4m3", 512, 128)
+    assert (profile.carrier, profile.token_group, profile.column_group) == ("float8_e4m3", 256, 128)
 
 
 def test_cuda_device_is_recognised_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
