@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import json
 import logging
 import os
 import pickle
@@ -25,7 +26,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -36,7 +37,8 @@ from .library import Kernel
 
 __all__ = ["cache_directory", "prepare", "start", "submit", "wait"]
 
-_SUBMITTED: dict[Any, concurrent.futures.Future[None]] = {}
+_SUBMITTED: dict[Any, concurrent.futures.Future[dict[str, str]]] = {}
+"""Who launches a kernel finds what another process made of it: its ``triton_worker.identity``, empty for nothing."""
 _LONGEST_SECONDS = 120
 _STARTED_IN = os.getcwd()
 _LOG = logging.getLogger(__package__)
@@ -80,7 +82,7 @@ def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], 
         name = (_module(kernel), kernel.fn.__name__)
         target = _target(device.index or 0)
         job = (*name, tensors, arguments[len(tensors) :], dict(options), target, cache_directory(device))
-        done: concurrent.futures.Future[None] = concurrent.futures.Future()
+        done: concurrent.futures.Future[dict[str, str]] = concurrent.futures.Future()
         _SUBMITTED[key] = done
         _LOG.debug("%s queued: %s %s %s", _name(key), tensors, arguments[len(tensors) :], dict(options))
         _QUEUE.put((_name(key), job, done))
@@ -100,6 +102,25 @@ def wait(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], de
         if concurrent.futures.wait((done,), timeout=_LONGEST_SECONDS).not_done:
             _SUBMITTED.pop(key, None)  # nobody waits for it again
         _LOG.debug("%s waited for, %.2f s", _name(key), time.perf_counter() - begin)
+
+
+def compare(
+    kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], device: torch.device, made: Any
+) -> None:
+    """Log in what a kernel differs from the one that was compiled ahead for this launch, if it does: then it was not
+    found in the cache. The arguments are those of ``submit``, ``made`` is Triton's compiled kernel."""
+    key = _key(kernel, arguments, options, device)
+    done = _SUBMITTED.get(key)
+    if not _LOG.isEnabledFor(logging.DEBUG) or done is None or not done.done() or done.cancelled():
+        return
+    theirs = done.result()
+    if theirs.get("hash", made.hash) == made.hash:
+        return
+    from .triton_worker import identity
+
+    ours = identity(made)
+    differing = {part: (theirs.get(part), ours.get(part)) for part in ours if theirs.get(part) != ours.get(part)}
+    _LOG.debug("%s was compiled again, as it differs from the one that was compiled ahead: %s", _name(key), differing)
 
 
 def cache_directory(device: torch.device) -> str:
@@ -145,7 +166,8 @@ def _target(device: int) -> tuple[str, int, int]:
     return "cuda", 10 * major + minor, 32
 
 
-_QUEUE: queue.SimpleQueue[tuple[str, Any, concurrent.futures.Future[None]]] = queue.SimpleQueue()
+_Jobs: TypeAlias = queue.SimpleQueue[tuple[str, Any, concurrent.futures.Future[dict[str, str]]]]
+_QUEUE: _Jobs = queue.SimpleQueue()
 
 
 @functools.cache
@@ -154,7 +176,9 @@ def _workers() -> tuple[threading.Thread, ...]:
     then launches compile."""
     allowed = min(_processors(), compat.compile_threads())
     count = min(4, allowed // 2) if allowed >= 4 else 0
-    threads = tuple(threading.Thread(target=_serve, name=f"hadamard-compile-{n}", daemon=True) for n in range(count))
+    threads = tuple(
+        threading.Thread(target=_serve, args=(_QUEUE,), name=f"hadamard-compile-{n}", daemon=True) for n in range(count)
+    )
     for thread in threads:
         thread.start()
     return threads
@@ -177,12 +201,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
-def _serve() -> None:
+def _serve(jobs: _Jobs) -> None:
     """Hand jobs to one process, which starts now, and again when it is needed again."""
     process = _process()
     while True:
         try:
-            name, job, done = _QUEUE.get(timeout=_IDLE_SECONDS)
+            name, job, done = jobs.get(timeout=_IDLE_SECONDS)
         except queue.Empty:
             if process is not None:
                 process.kill()  # not by the end of its input: a forked child may hold that open
@@ -193,17 +217,16 @@ def _serve() -> None:
             continue  # compiled where it was launched
         if process is None or process.poll() is not None:
             process = _process()
-        begin, answer = time.perf_counter(), b""
+        begin = time.perf_counter()
+        answer: dict[str, Any] = {"error": "the process ended"}
         with contextlib.suppress(Exception):
             assert process is not None and process.stdin is not None and process.stdout is not None
             pickle.dump(job, process.stdin)
             process.stdin.flush()
-            answer = process.stdout.readline()
-        done.set_result(None)
-        if answer[:1].isdigit():
-            _LOG.debug("%s compiled, %.2f s", name, time.perf_counter() - begin)
-        else:
-            _LOG.debug("%s not compiled, %.2f s: %s", name, time.perf_counter() - begin, answer.decode().strip())
+            answer = json.loads(process.stdout.readline())
+        done.set_result(answer.get("identity", {}))
+        how = f"not compiled: {answer['error']}" if "error" in answer else "compiled"
+        _LOG.debug("%s %s, %.2f s", name, how, time.perf_counter() - begin)
 
 
 def _process() -> subprocess.Popen[bytes] | None:

@@ -85,7 +85,7 @@ _IDENTITY = Prologue.identity().to_text()
 
 def serves(x: Tensor, rows: tuple[int, ...], tokens: tuple[int, ...]) -> bool:
     """Whether the kernel runs on the device of ``x`` and knows these settings."""
-    capable = describe(x.device.index or 0)[1] == operator.CAPABILITY
+    capable = x.device.type == "cuda" and describe(x.device.index or 0)[1] == operator.CAPABILITY
     return capable and not operator.why_not(rows, tokens, x.dtype)
 
 

@@ -74,4 +74,5 @@ class Launch:
             made = self.kernel[self.grid](*tensors, *self.values, **self.options)
         _LOG.debug("%s first launched, %.3f s", self.kernel.fn.__name__, time.perf_counter() - begin)
         if keep:
+            ahead.compare(self.kernel, (*tensors, *self.values), self.options, device, made)
             self.compiled[tensors[0].get_device()] = made[self.grid]

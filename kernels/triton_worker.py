@@ -1,14 +1,17 @@
 """A process that compiles Triton kernels into the cache on disk, and never touches a device: see ``ahead.py``.
 
 It is run as a file, and loads Triton and the files that hold bodies, neither torch nor the rest of the package, which
-take many times as long. It reads pickled jobs from its input, one after the other, and answers each with the seconds
-that it took, as a line of text ("-" and the error before them: it failed); the first line says that it is ready.
+take many times as long. It reads pickled jobs from its input, one after the other, and answers each with a line of
+JSON: the seconds that it took, and the error, or what the kernel is named by in the cache; the first line says that it
+is ready.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
+import json
 import os
 import pickle
 import sys
@@ -21,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
-__all__ = ["compile_into_cache", "main"]
+__all__ = ["compile_into_cache", "identity", "main"]
 
 _BODIES = ("triton_rows_kernel", "triton_tokens_kernel", "triton_quantized_mm")
 
@@ -50,8 +53,8 @@ def compile_into_cache(
     options: dict[str, Any],
     target: tuple[str, int, int],
     cache: str,
-) -> None:
-    """Compile one specialisation.
+) -> dict[str, str]:
+    """Compile one specialisation; returns its ``identity``.
 
     Args:
         module, name: of the ``triton.jit`` kernel; a generated one is named by its file.
@@ -68,6 +71,27 @@ def compile_into_cache(
     # Before 3.7 Triton has a C compiler make a launcher for every signature, and keeps that in the cache as well.
     with contextlib.suppress(Exception):
         importlib.import_module("triton.backends.nvidia.driver").CudaLauncher(made.src, made.metadata)
+    return identity(made)
+
+
+def identity(made: Any) -> dict[str, str]:
+    """What a compiled kernel is named by in Triton's cache: its hash, and whatever of its parts can be had.
+
+    A process that launches compares them with those of the process that compiled ahead, to say why it had to compile
+    again.
+    """
+    parts = {key: str(value) for key, value in made.metadata._asdict().items()}
+    with contextlib.suppress(Exception):
+        parts["source"] = str(made.src.hash())
+    with contextlib.suppress(Exception):
+        key = importlib.import_module("triton.runtime.cache").triton_key()
+        parts["triton"] = hashlib.sha256(str(key).encode()).hexdigest()
+    with contextlib.suppress(Exception):
+        target = driver.active.get_current_target()
+        parts["compiler"] = str(importlib.import_module("triton.compiler.compiler").make_backend(target).hash())
+    with contextlib.suppress(Exception):
+        parts["environment"] = str(importlib.import_module("triton._C.libtriton").get_cache_invalidating_env_vars())
+    return {**parts, "hash": str(made.hash)}
 
 
 def _module(name: str) -> ModuleType:
@@ -107,20 +131,20 @@ def main() -> None:
     _prepare()
     for name in _BODIES:
         importlib.import_module(f"hadamard_fx.kernels.{name}")
-    answer = "0"
+    answer: dict[str, object] = {"seconds": 0.0}
     while True:
-        answers.write(f"{answer}\n".encode())
+        answers.write(json.dumps(answer).encode() + b"\n")
         answers.flush()
         try:
             job = pickle.load(requests)
         except EOFError:
             return
-        begin, failed = time.perf_counter(), ""
+        begin, answer = time.perf_counter(), {}
         try:
-            compile_into_cache(*job)
+            answer["identity"] = compile_into_cache(*job)
         except Exception as error:  # it fails again where the kernel is launched
-            failed = f"- {type(error).__name__} "
-        answer = f"{failed}{time.perf_counter() - begin:.3f}"
+            answer["error"] = type(error).__name__
+        answer["seconds"] = time.perf_counter() - begin
 
 
 if __name__ == "__main__":

@@ -70,9 +70,11 @@ def test_a_process_without_a_device_fills_the_cache(submitted: list[tuple[Any, .
     process = ahead._process()
     assert process is not None
     answers, _ = process.communicate(pickle.dumps(job) * 2 + pickle.dumps((*names, (), *job[3:])), timeout=120)
-    first, second, third = answers.decode().splitlines()
-    assert float(first) > 0 and float(second) < float(first) and third.startswith("- ") and process.returncode == 0
+    first, second, third = map(json.loads, answers.decode().splitlines())
+    assert second["seconds"] < first["seconds"] and third["error"] and process.returncode == 0
     (made,) = tmp_path.rglob("*.cubin")
+    assert first["identity"] == second["identity"]
+    assert json.loads(made.with_suffix(".json").read_text())["hash"] == first["identity"]["hash"]
     script = f"""
 import pickle, sys, torch
 from hadamard_fx.kernels import triton_rows, triton_worker
