@@ -30,6 +30,7 @@ SUITE: dict[str, tuple[int, list[str]]] = {
     "resnet": (120, ["training_step.py", "--model", "resnet50"]),
     "efficientformer": (150, ["training_step.py", "--model", "efficientformer_l7"]),
     "kernels": (60, ["transform_kernels.py"]),
+    "one-read": (60, ["one_read.py"]),
     "compile": (150, ["compile_time.py", "--repeat", "1", "--contenders", "inductor,hot"]),
     "saved": (30, ["saved_bytes.py"]),
     "digits": (120, ["digits_accuracy.py", "--seeds", "3"]),

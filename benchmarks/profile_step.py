@@ -16,7 +16,8 @@ from _steps import WORKLOAD, stepper
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = (
-    ("quantised product", r"tiles_kernel|stream_kernel"),
+    ("quantised product", r"tiles_kernel|stream_kernel|specialised_kernel"),
+    ("quantise in one read", r"quantize_both"),
     ("quantise rows", r"_rows_kernel"),
     ("compress tokens, quantise weight", r"_tokens_kernel"),
     ("attention", r"flash|fmha|attention"),

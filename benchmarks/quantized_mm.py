@@ -30,23 +30,38 @@ from hadamard_fx.kernels.quantized_mm_configs import Config, config
 
 SHAPES = (
     (8192, 8192, 8192), (50432, 768, 3072), (50432, 3072, 768), (50432, 768, 768), (50432, 2304, 768),
-    (768, 3072, 25216), (3072, 768, 25216), (768, 768, 25216), (16384, 2048, 8192), (2048, 8192, 8192),
+    (768, 3072, 25216), (3072, 768, 25216), (768, 768, 25216), (16384, 2048, 8192), (16384, 8192, 2048),
+    (2048, 8192, 8192),
 )  # fmt: skip
 """ViT-B/16 at batch 256 (g_x, then g_w at rank 8 of 16), and a Llama of 1B at 8 × 2048 tokens."""
 
 REPLAYS = 12
 CARRIERS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-GROUPED = {(768, 3072, 25216), (3072, 768, 25216), (2048, 8192, 8192), (768, 768, 25216)}
+GRAD_WEIGHTS = {(768, 3072, 25216), (3072, 768, 25216), (2048, 8192, 8192), (768, 768, 25216)}
+"""Where both operands have scales of their own in every group; elsewhere b has one per column, as a weight has."""
 
 SWEEP: dict[str, tuple[Config, ...]] = {
-    "int8": (*configs.CONFIGS, config("tiles", 128, 256, 128, 4), config("stream", 128, 256, 128, 4)),
+    "int8": (
+        *(*configs.CONFIGS, config("tiles", 128, 256, 128, 4), config("stream", 128, 256, 128, 4)),
+        *(*configs.SPECIALISED["whole"], *configs.SPECIALISED["stream"]),
+    ),
     "fp8": (
         *({**entry, "promote": min(configs.PROMOTE, entry["k"])} for entry in configs.FLOAT8),
+        *(*configs.SPECIALISED["tiles"], *configs.SPECIALISED["stream"]),
         config("tiles", 128, 256, 128, 4, flatten=True),
     ),
-    "int8 group 512": (*configs.GROUPED, config("stream", 128, 128, 128, 5)),
+    "fp8 group 128": (*configs.GROUPED, *configs.SPECIALISED["tiles"], *configs.SPECIALISED["stream"]),
+    "fp8 group 256": (*configs.GROUPED, *configs.SPECIALISED["tiles"], *configs.SPECIALISED["stream"]),
+    "int8 group 128": (*configs.GROUPED, *configs.SPECIALISED["tiles"], *configs.SPECIALISED["stream"]),
+    "int8 group 256": (*configs.GROUPED, *configs.SPECIALISED["tiles"], *configs.SPECIALISED["stream"]),
 }
-"""What ``--sweep`` times. The last of fp8 does not promote: fast, and inexact where sums grow above 2^14."""
+"""What ``--sweep`` times; the number behind "group" is that of its columns. The last of fp8 without groups does not
+promote: fast, and inexact where sums grow above 2^14."""
+
+
+def group_of(kind: str) -> int:
+    """Columns that share scales, 0 for all."""
+    return int(kind.split()[-1]) if "group" in kind else 0
 
 
 def operands(m: int, n: int, k: int, carrier: torch.dtype, group: int = 0, limit: int | None = None) -> list[Any]:
@@ -77,7 +92,8 @@ def prepared(tile: tuple[tuple[str, Any], ...], posed: configs.Problem) -> launc
 
 def launch(tile: Config, a: Any, b: Any, sa: Any, sb: Any, group: int, out: torch.Tensor) -> torch.Tensor:
     posed = configs.problem(a, b, sa, sb, group, out.dtype)
-    chosen = {**tile, "store": "plain" if posed.store() == "plain" else tile["store"]}
+    k = min(tile["k"], group) if group else tile["k"]
+    chosen = {**tile, "k": k, "store": "plain" if posed.store() == "plain" else tile["store"]}
     prepared(tuple(sorted(chosen.items())), posed)(a, b, sa, sb, out, sb)
     return out
 
@@ -91,7 +107,7 @@ def check_configs(part: int, parts: int) -> list[str]:
     wrong = []
     jobs = [(kind, tile) for kind, tiles in SWEEP.items() for tile in tiles]
     for kind, tile in jobs[part::parts]:
-        carrier, group = CARRIERS[kind[:4].strip()], 512 if "group" in kind else 0
+        carrier, group = CARRIERS[kind[:4].strip()], group_of(kind)
         for m, n, k in ((304, 528, 2064), (128, 80, 25216), (2064, 2064, 1040)):
             data = operands(m, n, k, carrier, group)
             try:
@@ -179,14 +195,15 @@ def table(sweep: bool) -> list[dict[str, Any]]:
     for m, n, k in SHAPES:
         row: dict[str, Any] = {"m": m, "n": n, "k": k, **peers(m, n, k), "configs": {}}
         for kind, tiles in SWEEP.items():
-            group = 512 if "group" in kind else 0
-            if group and (m, n, k) not in GROUPED:
-                continue
+            group = group_of(kind)
             sets = [operands(m, n, k, CARRIERS[kind[:4].strip()], group) for _ in copies(m, n, k)]
+            if (m, n, k) not in GRAD_WEIGHTS:
+                sets = [[a, b, scale_a, scale_b[:1].contiguous()] for a, b, scale_a, scale_b in sets]
             row[kind] = rate(m, n, k, [lambda x=x, g=group: op(*x, g, torch.bfloat16) for x in sets])
             out = poisoned(m, n, torch.bfloat16)
             for tile in tiles if sweep else ():
-                if tile["kernel"] == "tiles" or -(-m // tile["m"]) * -(-n // tile["n"]) < 264:
+                whole = not tile.get("stream", tile["kernel"] == "stream")
+                if whole or -(-m // tile["m"]) * -(-n // tile["n"]) < 264:
                     calls = [lambda x=x, g=group, t=tile, o=out: launch(t, *x, g, o) for x in sets]
                     row["configs"][f"{kind} {label(tile)}"] = rate(m, n, k, calls)
         print(json.dumps({key: value for key, value in row.items() if key != "configs"}), flush=True)

@@ -60,16 +60,17 @@ def product(left: Pair, right: Pair, group: int = 0) -> Tensor:
     for g in range(scale_a.shape[0]):
         columns = slice(g * width, (g + 1) * width)
         integers = a[:, columns].float().double() @ b[:, columns].float().double().T
-        total += scale_a[g].double()[:, None] * scale_b[g].double()[None, :] * integers
+        right_scale = scale_b[min(g, scale_b.shape[0] - 1)]  # one row serves all groups
+        total += scale_a[g].double()[:, None] * right_scale.double()[None, :] * integers
     return total
 
 
-def grad_input(g: Tensor, w: Tensor, carrier: str) -> tuple[Tensor, dict[str, float]]:
+def grad_input(g: Tensor, w: Tensor, carrier: str, group: int) -> tuple[Tensor, dict[str, float]]:
     """(formula on the kernels' integers, what the integers are like)."""
-    rows, weight = (ORDER, 4, "token", "nearest", carrier), (ORDER, 4, "token", carrier)
+    rows, weight = (ORDER, 4, "token", "nearest", carrier, group), (ORDER, 4, "token", carrier)
     ours = [torch.ops.hadamard.quantize_rows(g, None, *rows), torch.ops.hadamard.quantize_weight(w, *weight)]
     truth = [quantize_rows.reference(g, None, *rows), quantize_weight.reference(w, *weight)]
-    return product(ours[0], ours[1]), compare(ours, truth)
+    return product(ours[0], ours[1], group), compare(ours, truth)
 
 
 def grad_weight(g: Tensor, x: Tensor, group: int) -> tuple[Tensor, dict[str, float]]:
@@ -98,20 +99,21 @@ def compiled_gradients(
 def rows_of(size: tuple[int, int, int], dtype: torch.dtype, device: str) -> list[dict[str, Any]]:
     """Both gradients of a layer I → O on L tokens."""
     tokens, inputs, outputs = size
-    carrier, group = ("float8_e4m3", 1024) if device == "cuda" else ("int8", 0)
+    carrier = "float8_e4m3" if device == "cuda" else "int8"
+    columns, group = {torch.float32: (0, 1024), torch.bfloat16: (128, 256)}[dtype] if device == "cuda" else (0, 0)
     torch.manual_seed(0)
     layer = nn.Linear(inputs, outputs, bias=False, device=device, dtype=dtype)
     x = torch.randn(tokens, inputs, device=device, dtype=dtype, requires_grad=True)
     g = torch.randn(tokens, outputs, device=device, dtype=dtype)
     options = {
         "profile": "hot",
-        "grad_input": {"rounding": "nearest", "carrier": carrier},
+        "grad_input": {"rounding": "nearest", "carrier": carrier, "group": columns},
         "grad_weight": {"rounding": "nearest", "group": group},
     }
     plain = compiled_gradients(layer, x, g, {})
     ours = compiled_gradients(layer, x, g, options)
     formulas = {
-        "g_x": (ours[1], plain[1], *grad_input(g, layer.weight.detach(), carrier)),
+        "g_x": (ours[1], plain[1], *grad_input(g, layer.weight.detach(), carrier, columns)),
         "g_w": (ours[2], plain[2], *grad_weight(g, x.detach(), group)),
     }
     return [

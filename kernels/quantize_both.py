@@ -139,7 +139,7 @@ def cpu(
 ) -> Results:
     """The operator in functional PyTorch; same arguments and results as ``torch.ops.hadamard.quantize_both``."""
     y = Prologue.from_text(prologue).evaluate(inputs, dtype)
-    empty, rows_q, rows_scale, tokens_q, tokens_scale, _ = _unwanted(y, carrier)
+    empty, rows_q, rows_scale, tokens_q, tokens_scale, _ = _unwanted(y, dtype, carrier)
     if rows:
         order, bits, group = rows
         rows_q, rows_scale = quantize_rows.cpu(y, rows_seed, order, bits, "token", rows_rounding, carrier, group)
@@ -148,15 +148,15 @@ def cpu(
         tokens_q, tokens_scale, _ = compress_tokens.cpu(
             y, tokens_seed, order, rank, bits, "channel", tokens_rounding, group
         )
-    added = _sums(y.float(), tokens) if sums else _unwanted(y, carrier)[-1]
+    added = _sums(y.float(), tokens) if sums else _unwanted(y, dtype, carrier)[-1]
     return y if keep else empty, rows_q, rows_scale, tokens_q, tokens_scale, added
 
 
-def _unwanted(y: Tensor, carrier: str) -> Results:
+def _unwanted(like: Tensor, dtype: torch.dtype, carrier: str) -> Results:
     """Empty results; no two of them are one tensor, which an operator may not return twice."""
-    y_dtype, q, scale = y.dtype, carrier_dtype(carrier), torch.float32
+    q, scale = carrier_dtype(carrier), torch.float32
     y, rows_q, rows_scale, tokens_q, tokens_scale, sums = (
-        y.new_empty((0, 0), dtype=dtype) for dtype in (y_dtype, q, scale, torch.int8, scale, scale)
+        like.new_empty((0, 0), dtype=kind) for kind in (dtype, q, scale, torch.int8, scale, scale)
     )
     return y, rows_q, rows_scale, tokens_q, tokens_scale, sums
 
@@ -188,18 +188,25 @@ def fake(
     """
     if not rows and not tokens:
         raise ValueError("quantize_both: neither form is wanted")
-    length, channels = Prologue.from_text(prologue).shape(inputs)
-    y = inputs[0].new_empty((length, channels), dtype=dtype)
-    empty, rows_q, rows_scale, tokens_q, tokens_scale, added = _unwanted(y, carrier)
+    parsed = Prologue.from_text(prologue)
+    length, channels = parsed.shape(inputs)
+    like = inputs[
+        parsed.inputs.index("tile")
+    ]  # nothing of y's size is made that is not wanted: launchers come here too
+    y, rows_q, rows_scale, tokens_q, tokens_scale, added = _unwanted(like, dtype, carrier)
+    if keep:
+        y = like.new_empty((length, channels), dtype=dtype)
     if rows:
         order, bits, group = rows
-        rows_q, rows_scale = quantize_rows.fake(y, None, order, bits, "token", rows_rounding, carrier, group)
+        rows_q, rows_scale = quantize_rows.fake(like, None, order, bits, "token", rows_rounding, carrier, group)
     if tokens:
         order, rank, bits, group = tokens
-        tokens_q, tokens_scale, _ = compress_tokens.fake(y, None, order, rank, bits, "channel", tokens_rounding, group)
+        tokens_q, tokens_scale, _ = compress_tokens.fake(
+            like, None, order, rank, bits, "channel", tokens_rounding, group
+        )
     if sums:
-        added = y.new_empty((-(-length // summed(tokens)), channels), dtype=torch.float32)
-    return y if keep else empty, rows_q, rows_scale, tokens_q, tokens_scale, added
+        added = like.new_empty((-(-length // summed(tokens)), channels), dtype=torch.float32)
+    return y, rows_q, rows_scale, tokens_q, tokens_scale, added
 
 
 def traffic(

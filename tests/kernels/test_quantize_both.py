@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hadamard_fx.kernels import library
 from hadamard_fx.kernels.prologue import Prologue, Step
@@ -105,3 +106,26 @@ def test_traffic_is_what_is_read_and_written() -> None:
     found = traffic(70, 90, read, PRODUCT.operations, *CASES[0][2:], written=70 * 90 * 2)
     assert found.read == read
     assert found.written == sum(part.numel() * part.element_size() for part in results)
+
+
+class Allocations(TorchDispatchMode):
+    """Elements of the largest tensor that is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.largest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.largest = max(self.largest, result.numel())
+        return result
+
+
+def test_no_memory_for_a_y_that_nobody_wants() -> None:
+    """Launchers make their results here: a y beside them would be the largest tensor of a backward."""
+    given = arguments(CASES[0], torch.bfloat16, "nearest", sums=True, keep=False)
+    form = (*given[:7], [16, 8, 8, 64], *given[8:])
+    with Allocations() as seen:
+        results = BOTH.fake(*form[:3], [], *form[4:])
+    assert seen.largest == max(part.numel() for part in results) < 70 * 90

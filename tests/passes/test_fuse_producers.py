@@ -237,3 +237,10 @@ def test_the_report_names_what_is_fused_also_on_a_cache_hit(monkeypatch: pytest.
     text = found[1].text(details=True, width=140)
     assert "g_y of fc1: gelu, gelu_backward computed in the quantising kernel, 144 KiB less traffic" in text
     assert "x of fc2: an exact forward reads it" in text
+
+
+def test_seeds_start_at_multiples_of_16_bytes() -> None:
+    """Else Inductor takes whatever is computed from what they touch for unaligned, and gives up wide loads."""
+    _, trace = run(Mlp(nn.GELU()), GROUPED, frozenset())
+    draws = [node for node in trace.backward[0].graph.nodes if node.target is torch.ops.aten.select.int]
+    assert len(draws) >= 3 and all(node.args[2] * torch.int64.itemsize % 16 == 0 for node in draws)
