@@ -20,7 +20,7 @@ FOLDERS = ("hadamard_fx", "kernels", "cost_model", "passes")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 WORDS = ("errors", "scheme", "plan", "fusion", "compat", "policy", "options", "profiles", "sources")
-LEVELS = {**dict.fromkeys(WORDS, 0), "kernels": 1, "cost_model": 2, "passes": 3}
+LEVELS = {**dict.fromkeys(WORDS, 0), "orthogonal": 1, "kernels": 1, "cost_model": 2, "passes": 3}
 """Level of a module by its first name below hadamard_fx; all others (backend, report, cli, ...) are at the top, 4."""
 
 
@@ -74,6 +74,15 @@ def test_imports_point_one_way(path):
 def test_some_import_nothing_of_ours(module):
     names = imports(ROOT / "hadamard_fx" / f"{module}.py", f"hadamard_fx.{module}")
     assert not [name for name in names if name.startswith("hadamard_fx")]
+
+
+def test_orthogonal_imports_only_itself_and_the_errors():
+    own = [(path, module) for path, module in SOURCES.items() if module.startswith("hadamard_fx.orthogonal.")]
+    assert len(own) > 2
+    allowed = ("hadamard_fx.orthogonal", "hadamard_fx.errors.")
+    for path, module in own:
+        ours = [name for name in imports(path, module) if name.startswith("hadamard_fx.")]
+        assert not [name for name in ours if not name.startswith(allowed)], f"{module} imports {ours}"
 
 
 def test_no_folder_is_imported_from_the_top_level():
