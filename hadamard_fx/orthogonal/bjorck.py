@@ -64,7 +64,7 @@ def bjorck(matrix: Tensor, steps: int = 15, beta: float = 0.5) -> Tensor:
 
 
 class Bjorck(nn.Module):
-    """Parametrization (``torch.nn.utils.parametrize``): the user sees the orthogonal matrix, the optimizer the latent R.
+    """Parametrization (``torch.nn.utils.parametrize``): users see an orthogonal matrix, the optimizer the latent R.
 
     The leading singular vector is kept between calls and improved in training mode, so that three iterations a step
     stay close to the norm while R changes slowly; evaluation changes no state.

@@ -47,9 +47,11 @@ def rank_one(matrix: Tensor, iterations: int | None = 4) -> tuple[Tensor, Tensor
 
 
 def _unit(vector: Tensor) -> Tensor:
-    norm = torch.linalg.vector_norm(vector)
+    norm: Tensor = torch.linalg.vector_norm(vector)
     # The square of a very small gradient underflows: zero is then the direction, not a quotient of nothing.
-    return torch.where(norm > 0, vector / norm.clamp_min(torch.finfo(vector.dtype).tiny), torch.zeros_like(vector))
+    # The least normal number keeps the branch that is not taken finite.
+    found: Tensor = torch.where(norm > 0, vector / norm.clamp_min(torch.finfo(vector.dtype).tiny), 0.0)
+    return found
 
 
 def _plane(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,7 +80,8 @@ def _polar(m: Tensor) -> Tensor:
     cofactors = torch.stack([torch.stack([m[1, 1], -m[1, 0]]), torch.stack([-m[0, 1], m[0, 0]])])
     determinant = m[0, 0] * m[1, 1] - m[0, 1] * m[1, 0]
     found = torch.where(determinant >= 0, m + cofactors, m - cofactors)
-    return found / torch.linalg.vector_norm(found[0])
+    length: Tensor = torch.linalg.vector_norm(found[0])
+    return found / length
 
 
 def direct(weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -166,7 +169,7 @@ class ProjUNN(torch.optim.Optimizer):
                 _check_orthogonal(weight)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step for every parameter that has a gradient; returns what ``closure`` does."""
         loss = None
         if closure is not None:
@@ -181,7 +184,8 @@ class ProjUNN(torch.optim.Optimizer):
     def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
         state = self.state[weight]
         state["step"] = state.get("step", 0) + 1
-        gradient: Tensor = weight.grad  # type: ignore[assignment]
+        gradient = weight.grad
+        assert gradient is not None
         if group["alpha"]:
             square = state.setdefault("square", torch.zeros_like(weight))
             square.mul_(group["alpha"]).addcmul_(gradient, gradient, value=1 - group["alpha"])

@@ -145,5 +145,5 @@ def test_refusals(keywords):
 
 @pytest.mark.parametrize("weight", [torch.ones(3, 3), torch.ones(3, 4), torch.ones(3)], ids=lambda w: str(w.shape))
 def test_refuses_what_is_not_orthogonal(weight):
-    with pytest.raises(OptionError, match="not orthogonal|square"):
+    with pytest.raises(OptionError, match=r"not orthogonal|square"):
         ProjUNN([torch.nn.Parameter(weight)])
