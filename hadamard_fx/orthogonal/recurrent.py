@@ -95,8 +95,8 @@ class OrthogonalRNN(nn.Module):
         super().__init__()
         self.config = config
         n = config.hidden
-        self.recurrent = nn.Parameter(nn.init.orthogonal_(torch.empty(n, n)))  # type: ignore[assignment]
-        self.input = nn.Parameter(nn.init.xavier_normal_(torch.empty(n, config.inputs)))  # type: ignore[assignment]
+        self.recurrent = nn.Parameter(nn.init.orthogonal_(torch.empty(n, n)))
+        self.input = nn.Parameter(nn.init.xavier_normal_(torch.empty(n, config.inputs)))
         self.output = nn.Linear(n, config.outputs)
         self.threshold = nn.Parameter(torch.zeros(n)) if config.activation == "modrelu" else None
         start, entry = self.recurrent.detach().clone(), self.input.detach().clone()
@@ -140,9 +140,11 @@ class OrthogonalRNN(nn.Module):
 
     def recurrent_parameter(self) -> nn.Parameter:
         """The parameter behind W: latent for ``bjorck``, orthogonal for ``projunn``."""
+        held = self.recurrent
         if parametrize.is_parametrized(self, "recurrent"):
-            return self.parametrizations["recurrent"].original  # type: ignore[index,union-attr,return-value]
-        return self.recurrent  # type: ignore[return-value]
+            held = self.parametrizations["recurrent"].original  # type: ignore[index, union-attr]
+        assert isinstance(held, nn.Parameter)
+        return held
 
 
 def optimizers(
