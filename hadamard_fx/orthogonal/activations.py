@@ -1,8 +1,8 @@
 """After training: states of a few bits too, and a recurrence of integers alone.
 
 With U = (α_U/2^{k−1}) C_U the net runs on h' = h/α_U, so that C_U needs no multiplier and V takes α_U up. A power of
-two scales h' (calibrated max|h'| over q_max, rounded up), another one scales the inputs; α_W becomes a fixed-point number
-m_W/2^f for the tensor or for each row. In units of 2^−E one step is then
+two scales h' (calibrated max|h'| over q_max, rounded up), another one scales the inputs; α_W becomes a fixed-point
+number m_W/2^f for the tensor or for each row. In units of 2^−E one step is then
 
     acc = (m_W ⊙ C_W c_h) << (E − E_W)  +  (C_U c_x) << (E − E_U)
     c_h = clip(round(σ(acc) / 2^{E − e_h}), −q_max, q_max)

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import OptionError
 from .bjorck import Bjorck
-from .projunn import ProjUNN
+from .projunn import RECURRENT_DIVISOR, ProjUNN
 from .quantizers import Quantizer
 
 __all__ = ["ACTIVATIONS", "TRAININGS", "ORNNConfig", "OrthogonalRNN", "modrelu", "optimizers"]
@@ -148,24 +148,22 @@ class OrthogonalRNN(nn.Module):
 
 
 def optimizers(
-    model: OrthogonalRNN, lr: float, variant: str = "D", alpha: float = 0.99, **adam: float
+    model: OrthogonalRNN, lr: float, variant: str = "D", alpha: float = 0.99, divisor: float = RECURRENT_DIVISOR
 ) -> list[torch.optim.Optimizer]:
     """What trains that net: Adam for all of it, or Adam and ``ProjUNN`` for the recurrent parameter.
 
     Args:
-        lr: of everything but the recurrent parameter of ``projunn``, for which it is divided by 32.
-        variant: of ``ProjUNN``.
-        alpha: of ``ProjUNN``.
-        adam: further keywords of ``torch.optim.Adam``.
+        lr: of everything but the recurrent parameter of ``projunn``, for which it is divided by ``divisor``.
+        variant: of ``ProjUNN``, as are ``alpha`` and ``divisor``; they do not matter for ``bjorck``.
 
     Returns:
         One or two; step and clear all of them.
     """
     if model.config.training == "bjorck":
-        return [torch.optim.Adam(model.parameters(), lr=lr, **adam)]  # type: ignore[arg-type]
+        return [torch.optim.Adam(model.parameters(), lr=lr)]
     recurrent = model.recurrent_parameter()
     others = [parameter for parameter in model.parameters() if parameter is not recurrent]
     return [
-        torch.optim.Adam(others, lr=lr, **adam),  # type: ignore[arg-type]
-        ProjUNN([recurrent], lr=lr, variant=variant, alpha=alpha),
+        torch.optim.Adam(others, lr=lr),
+        ProjUNN([recurrent], lr=lr, variant=variant, alpha=alpha, divisor=divisor),
     ]
