@@ -1,0 +1,93 @@
+"""The recurrent examples run in seconds with ``--quick``, write what they say, and pose the task of the paper."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from examples import copy_task, sequential_digits  # noqa: E402
+from examples.recurrent_training import Contender, fit, parse, recurrent_bytes  # noqa: E402
+
+
+@pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
+def test_quick_run(example, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    contenders = "lstm,gru,bjorck,bjorck:3,projunn,projunn:4"
+    assert example.main(["--quick", "--contenders", contenders, "--out", str(tmp_path)]) == 0
+    assert torch.get_num_threads() == threads
+    name = example.__name__.rpartition(".")[2]
+    (path,) = tmp_path.glob(f"{name}-cpu-*-quick.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["quick"] is True and data["command"].startswith(f"python examples/{name}.py --quick")
+    assert [row["contender"] for row in data["rows"]] == [contender.name for contender in parse(contenders)]
+    printed = capsys.readouterr().out
+    assert all(row["contender"] in printed for row in data["rows"])
+    quantised = data["rows"][3]
+    assert quantised["gap"] > 0.05 > data["rows"][2]["gap"]
+    if example is sequential_digits:
+        assert 0 <= quantised["accuracy, 12-bit states"] <= 100 and "accuracy, 12-bit states" not in data["rows"][2]
+
+
+@pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "arguments", [["--contenders", "rnn"], ["--contenders", "lstm,bjorck:x"], ["--hidden", "0"]], ids=str
+)
+def test_usage(example, arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        example.main(arguments)
+    assert caught.value.code == 2
+    assert "contender" in capsys.readouterr().err or "--hidden" in arguments
+
+
+def test_copy_problem():
+    x, target = copy_task.problems(3, 4, 2, torch.Generator().manual_seed(0))
+    codes = x.argmax(2)
+    assert x.shape == (3, 8, 10) and torch.equal(x.sum(2), torch.ones(3, 8))
+    assert codes[:, :2].max() < 8
+    assert codes[:, 2:].tolist() == 3 * [[8, 8, 8, 9, 8, 8]]
+    assert target[:, :6].tolist() == 3 * [6 * [8]]
+    assert torch.equal(target[:, 6:], codes[:, :2])
+
+
+def test_naive_baseline_is_what_knowing_nothing_costs():
+    """A net that says blank surely, and each symbol with the same probability at the end."""
+    delay, symbols = 20, 5
+    _, target = copy_task.problems(16, delay, symbols, torch.Generator().manual_seed(0))
+    output = torch.zeros(16, delay + 2 * symbols, 9)
+    output[:, :-symbols, 8] = 100
+    output[:, -symbols:, 8] = -100
+    assert copy_task.entropy(output, target).item() == pytest.approx(copy_task.naive_baseline(delay, symbols))
+    assert copy_task.naive_baseline(1000, 10) == pytest.approx(10 * math.log(8) / 1020)
+
+
+def test_digits_are_split_without_overlap():
+    x, y, test_x, test_y = sequential_digits.digits()
+    assert x.shape == (1437, 64, 1) and test_x.shape == (360, 64, 1) and len(y) == 1437 and len(test_y) == 360
+    assert torch.equal(x * 16, (x * 16).round()) and x.min() == 0 and x.max() == 1
+
+
+def test_bytes():
+    assert recurrent_bytes(Contender("bjorck"), 1, 64) == 4 * 64 * 65
+    assert recurrent_bytes(Contender("projunn", 4), 1, 64) == 64 * 65 / 2
+    lstm = Contender("lstm").model(1, 64, 10).cell
+    assert recurrent_bytes(Contender("lstm"), 1, 64) == 4 * sum(parameter.numel() for parameter in lstm.parameters())
+
+
+def test_rate_rises_and_falls():
+    model = torch.nn.Linear(1, 1)
+    stepper = torch.optim.SGD(model.parameters(), lr=1.0)
+    rates = []
+    data = [(torch.ones(1, 1), torch.zeros(1, 1))] * 100
+    fit(
+        model, [stepper], data, 100, torch.nn.functional.mse_loss, lambda _: rates.append(stepper.param_groups[0]["lr"])
+    )
+    assert rates[0] == pytest.approx(0.4)  # seen after the schedule's step
+    assert max(rates) > 0.95 and rates[-1] < 0.01 and rates.index(max(rates)) < 10
