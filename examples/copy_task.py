@@ -44,11 +44,11 @@ RATES = Rates(orthogonal=3e-3, gated=3e-3, divisor=2.0)
 class Sizes:
     """What is trained, and how."""
 
-    delay: int = 30
-    symbols: int = 5
-    hidden: int = 96
-    batch: int = 64
-    steps: int = 1000
+    delay: int = 50
+    symbols: int = 10
+    hidden: int = 128
+    batch: int = 32
+    steps: int = 1500
     activation: str = "modrelu"
     range: str = "minmax"
     rates: Rates = RATES
