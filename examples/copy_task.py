@@ -51,6 +51,7 @@ class Sizes:
     steps: int = 1500
     activation: str = "modrelu"
     range: str = "minmax"
+    per_channel: bool = False
     rates: Rates = RATES
 
     @property
@@ -106,7 +107,8 @@ def train(contenders: list[Contender], sizes: Sizes, console: Console) -> list[d
     with bars(console) as progress:
         for contender in contenders:
             torch.manual_seed(0)
-            choices = {"activation": sizes.activation, "range": sizes.range, "every_step": True}
+            choices = {"activation": sizes.activation, "range": sizes.range}
+            choices |= {"per_channel": sizes.per_channel, "every_step": True}
             model = contender.model(INPUTS, sizes.hidden, OUTPUTS, **choices)
             task = progress.add_task(contender.name, total=sizes.steps)
 
@@ -149,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     defaults = {name: getattr(Sizes, name) for name in ("delay", "symbols", "hidden", "steps")}
     options, contenders = options_of(parser, DEFAULT, given, Sizes.activation, **defaults)
-    chosen = {name: getattr(options, name) for name in (*defaults, "activation", "range")}
+    chosen = {name: getattr(options, name) for name in (*defaults, "activation", "range", "per_channel")}
     sizes = Sizes(**chosen)
     if options.quick:
         sizes = replace(sizes, delay=5, symbols=2, hidden=16, steps=5)

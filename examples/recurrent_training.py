@@ -123,6 +123,7 @@ def options_of(
         parser.add_argument(f"--{name}", type=int, default=value, help="default %(default)s")
     parser.add_argument("--activation", default=activation, choices=("relu", "modrelu"))
     parser.add_argument("--range", default="minmax", choices=("minmax", "mse", "lsq", "pact"))
+    parser.add_argument("--per-channel", action="store_true", help="a range for each row of W")
     parser.add_argument("--quick", action="store_true", help="small nets and few steps: does the script work?")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)

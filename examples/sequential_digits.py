@@ -37,6 +37,7 @@ DEFAULT = (
     "projunn,projunn:8,projunn:6,projunn:5,projunn:4,projunn:3"
 )
 STATE_BITS = (12, 10, 8, 6)
+CHOICES = ("activation", "range", "per_channel")
 
 
 RATES = Rates(orthogonal=6e-3, gated=6e-3, divisor=2.0)
@@ -52,6 +53,7 @@ class Sizes:
     seeds: int = 3
     activation: str = "relu"
     range: str = "minmax"
+    per_channel: bool = False
     rates: Rates = RATES
 
 
@@ -97,6 +99,7 @@ def train(contenders: list[Contender], sizes: Sizes, console: Console) -> list[d
     """Train every contender for every seed; a row of means for each, with the single values of the seeds."""
     x, y, test_x, test_y = digits()
     steps = len(x) // sizes.batch * sizes.epochs
+    choices = {name: getattr(sizes, name) for name in CHOICES}
     rows = []
     with bars(console) as progress:
         whole = progress.add_task("all", total=len(contenders) * sizes.seeds)
@@ -104,7 +107,7 @@ def train(contenders: list[Contender], sizes: Sizes, console: Console) -> list[d
             runs = []
             for seed in range(sizes.seeds):
                 torch.manual_seed(seed)
-                model = contender.model(1, sizes.hidden, 10, activation=sizes.activation, range=sizes.range)
+                model = contender.model(1, sizes.hidden, 10, **choices)
                 task = progress.add_task(f"{contender.name}, seed {seed}", total=steps)
 
                 def seen(loss: float, task: Any = task) -> None:
@@ -147,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     defaults = {name: getattr(Sizes, name) for name in ("hidden", "epochs", "seeds")}
     options, contenders = options_of(parser, DEFAULT, given, Sizes.activation, **defaults)
-    chosen = {name: getattr(options, name) for name in (*defaults, "activation", "range")}
+    chosen = {name: getattr(options, name) for name in (*defaults, *CHOICES)}
     sizes = Sizes(**chosen)
     if options.quick:
         sizes = replace(sizes, epochs=1, seeds=1, hidden=16)

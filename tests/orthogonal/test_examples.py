@@ -21,11 +21,12 @@ from examples.recurrent_training import Contender, fit, parse, recurrent_bytes  
 def test_quick_run(example, tmp_path, capsys):
     threads = torch.get_num_threads()
     contenders = "lstm,gru,bjorck,bjorck:3,projunn,projunn:4"
-    assert example.main(["--quick", "--contenders", contenders, "--out", str(tmp_path)]) == 0
+    assert example.main(["--quick", "--per-channel", "--contenders", contenders, "--out", str(tmp_path)]) == 0
     assert torch.get_num_threads() == threads
     name = example.__name__.rpartition(".")[2]
     (path,) = tmp_path.glob(f"{name}-cpu-*-quick.json")
     data = json.loads(path.read_text(encoding="utf-8"))
+    assert data["sizes"]["per_channel"] is True
     assert data["quick"] is True and data["command"].startswith(f"python examples/{name}.py --quick")
     assert [row["contender"] for row in data["rows"]] == [contender.name for contender in parse(contenders)]
     printed = capsys.readouterr().out
