@@ -217,6 +217,8 @@ def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[st
         "rows": rows,
     }
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"{name}-cpu-{today}{'-quick' if quick else ''}.json"
+    usual = vars(type(sizes)())
+    changed = "" if quick else "".join(f"-{key}-{value}" for key, value in vars(sizes).items() if value != usual[key])
+    path = out / f"{name}{changed}-cpu-{today}{'-quick' if quick else ''}.json"  # other sizes, another file
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from examples import copy_task, sequential_digits  # noqa: E402
-from examples.recurrent_training import Contender, fit, parse, recurrent_bytes  # noqa: E402
+from examples.recurrent_training import Contender, fit, parse, record, recurrent_bytes  # noqa: E402
 
 
 @pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
