@@ -48,6 +48,13 @@ def test_usage(example, arguments, capsys):
     assert "contender" in capsys.readouterr().err or "--hidden" in arguments
 
 
+def test_runs_of_other_sizes_have_other_files(tmp_path):
+    usual, other = copy_task.Sizes(), copy_task.Sizes(delay=3, per_channel=True)
+    names = [record("copy_task", sizes, [], [], False, tmp_path).name for sizes in (usual, other)]
+    assert names[0].startswith("copy_task-cpu-")
+    assert names[1].startswith("copy_task-delay-3-per_channel-True-cpu-")
+
+
 def test_copy_problem():
     x, target = copy_task.problems(3, 4, 2, torch.Generator().manual_seed(0))
     codes = x.argmax(2)
