@@ -8,7 +8,7 @@ The update −ηG of an orthogonal W is replaced by the nearest matrix of rank o
 Both right factors are the identity off the plane of u and b: with Q [n, 2] an orthonormal basis of it, W moves by
 (W Q)(P − I) Qᵀ where P is 2 × 2, a polar factor or a rotation, and has a closed form.
 
-Source: projUNN (arXiv 2203.05483), sections 3 and 4; QORNN (arXiv 2402.04012), STE-projUNN, takes G at the quantised W.
+Source: projUNN (arXiv 2203.05483); QORNN (arXiv 2402.04012), STE-projUNN, takes G at the quantised W.
 """
 
 from __future__ import annotations

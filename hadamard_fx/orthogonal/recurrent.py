@@ -7,7 +7,7 @@ W and U are quantised, V is not. Two ways to train W, both with a straight-throu
 
 ``optimizers`` returns what trains either. With ``bits=None`` nothing is rounded: an orthogonal net (ORNN).
 
-Source: QORNN (arXiv 2402.04012), sections 2 and 3. modReLU: Arjovsky et al. 2016 (arXiv 1511.06464), section 4.5.
+Source: QORNN (arXiv 2402.04012). modReLU: Arjovsky et al. 2016 (arXiv 1511.06464).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 ‖W Wᵀ − I‖₂ is the largest |σ² − 1| over the singular values σ of W. What a recurrence of T steps does to a vector lies
 between σ_min^T and σ_max^T, so the two ends tell of vanishing and of exploding.
 
-Source: QORNN (arXiv 2402.04012), section 3, and what its reviewers asked for.
+Source: QORNN (arXiv 2402.04012), and what its reviewers asked for.
 """
 
 from __future__ import annotations
