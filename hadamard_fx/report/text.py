@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..plan import Decision
+from . import saturation
 from .table import ProductTable
 from .units import format_bytes, format_seconds
 
@@ -40,7 +41,7 @@ def render(report: Report, *, details: bool = False) -> RenderableType:
     parts += [Text(f"warning: {warning}", style="yellow") for warning in report.warnings]
     if report.plan.decisions:
         parts += [Text(), ProductTable(report.plan.decisions)]
-    parts += [Text(), _totals(report), Text(), _settings(report)]
+    parts += [Text(), _totals(report), Text(), _settings(report), *saturation.view(report.saturation)]
     if details:
         parts += [*_details(report), *_saved(report)]
     return Group(*parts)
