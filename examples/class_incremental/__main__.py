@@ -4,7 +4,8 @@ Five tasks of two classes; after each the accuracy over all classes so far is me
 over the tasks. The methods are those of HDQT (arXiv 2310.03675). Predictions and what is distilled go through the same
 products as the training: a model that learned with saturating sums is used with them.
 
-    python -m examples.class_incremental [--seeds 5] [--methods LwF,iCaRL,BiC] [--epochs N] [--quick] [--out FOLDER]
+    python -m examples.class_incremental [--seeds 5] [--methods LwF,iCaRL,BiC] [--epochs N] [--quick]
+        [--compare sums|rounding|tiles] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -27,26 +28,13 @@ from torch import Tensor
 
 import hadamard_fx
 
+from .contenders import EXPERIMENTS
 from .data import digits, tasks
 from .learner import Settings
 from .methods import METHODS
 from .models import ThreeLayers
 
-__all__ = ["CONTENDERS", "hdqt", "main", "train"]
-
-
-def hdqt(accumulator_bits: int, bits: int = 4) -> dict[str, Any]:
-    """The options of the profile with other numbers than the published ones."""
-    numbers = {"bits": bits, "accumulator_bits": accumulator_bits}
-    roles = ("forward", "grad_input", "grad_weight")
-    return {"profile": "hdqt", **{role: {"kind": f"saturating_{role}", **numbers} for role in roles}}
-
-
-CONTENDERS: dict[str, dict[str, Any]] = {
-    "exact": {"profile": "exact"},
-    "hdqt, 8-bit sums": hdqt(8),
-    "hdqt, 4-bit sums": hdqt(4),
-}
+__all__ = ["main", "train"]
 
 
 def compiler(options: dict[str, Any]) -> Callable[..., Callable[[Tensor], Tensor]]:
@@ -102,6 +90,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="class_incremental", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", default=",".join(METHODS), help=f"some of {', '.join(METHODS)}")
+    parser.add_argument("--compare", choices=EXPERIMENTS, default="sums", help="what the contenders differ in")
     parser.add_argument("--epochs", type=int, default=Settings.epochs, help="passes over the examples of a task")
     parser.add_argument("--quick", action="store_true", help="one seed, two epochs: does it work?")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON")
@@ -111,15 +100,16 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(METHODS)}")
     if options.seeds < 1 or options.epochs < 1:
         parser.error("--seeds and --epochs must be at least 1")
+    contenders = EXPERIMENTS[options.compare]
     seeds, epochs = (1, 2) if options.quick else (options.seeds, options.epochs)
     settings, console, begin = Settings(epochs=epochs), Console(), time.perf_counter()
     rows: list[dict[str, Any]] = []
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(methods) * len(CONTENDERS) * seeds * 5 * epochs)
+        bar = progress.add_task("", total=len(methods) * len(contenders) * seeds * 5 * epochs)
         for method in methods:
             base: float | None = None
-            for name, chosen in CONTENDERS.items():
+            for name, chosen in contenders.items():
                 runs = []
                 for seed in range(seeds):
                     progress.update(bar, description=f"{method}, {name}, seed {seed}")
@@ -129,7 +119,8 @@ def main(argv: list[str] | None = None) -> int:
     show(rows, console)
     today = datetime.date.today().isoformat()
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"class_incremental-cpu-{today}{'-quick' if options.quick else ''}.json"
+    kind = "" if options.compare == "sums" else f"_{options.compare}"
+    path = options.out / f"class_incremental{kind}-cpu-{today}{'-quick' if options.quick else ''}.json"
     facts = {
         "benchmark": "class_incremental",
         "date": today,
@@ -137,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         "seeds": seeds,
         "seconds": time.perf_counter() - begin,
         "settings": vars(settings),
-        "options": CONTENDERS,
+        "options": contenders,
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         "threads": torch.get_num_threads(),
         "command": " ".join(["python -m examples.class_incremental", *(sys.argv[1:] if argv is None else argv)]),
