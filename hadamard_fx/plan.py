@@ -192,7 +192,6 @@ class Plan:
 
     @property
     def counts_saturation(self) -> bool:
-        """Products count the partial sums that their accumulators could not hold."""
         return bool(dict(self.settings).get("count_saturation", (False, ""))[0])
 
     def rewrites(self) -> tuple[Decision, ...]:
