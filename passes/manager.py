@@ -25,7 +25,7 @@ from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import ahead
 from hadamard_fx.kernels.library import Kernel, load
-from hadamard_fx.plan import Plan, Role
+from hadamard_fx.plan import Plan
 from hadamard_fx.policy import Policy
 
 from .choose import ChooseSchemes
@@ -89,7 +89,7 @@ class Pipeline:
             calls = _kernel_calls(graph)
             ahead.prepare(call for call in calls if call[0].name not in ("quantize_rows", "compress_tokens"))
         if not joint.training:
-            self._fuse(graph, self._exact_forward())  # nothing will be partitioned
+            self._fuse(graph, forward=True)  # nothing will be partitioned
 
     def partition(
         self, joint: fx.GraphModule, joint_inputs: object, inner: Partitioner, *, num_fwd_outputs: int, **kwargs: object
@@ -100,21 +100,17 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        for part, exact in zip(parts, (self._exact_forward(), False), strict=True):
-            self._fuse(part.graph, exact)
+        for part, is_forward in zip(parts, (True, False), strict=True):
+            self._fuse(part.graph, forward=is_forward)
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts
 
-    def _exact_forward(self) -> bool:
-        rewrites = self.plan.rewrites() if self.plan is not None else ()
-        return all(decision.gemm.role is not Role.FORWARD for decision in rewrites)
-
-    def _fuse(self, graph: fx.Graph, exact: bool) -> None:
+    def _fuse(self, graph: fx.Graph, *, forward: bool) -> None:
         """Let quantising kernels evaluate the producers of what they read, and start to compile all kernels."""
         joint = JointGraph(graph, self.inputs)
-        sites, facts = FindProducers(self.fusible, stores=not exact).analyse(joint)
+        sites, facts = FindProducers(self.fusible, stores=not forward).analyse(joint)
         fuse = FuseProducers(sites)
         fuse.rewrite(joint)
         if sites:
