@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "grad_weight": None,
     "device_profile": None,
     "inductor": {},
+    "passes": {},
 }
 """Every option with its default. ``None``: as the profile says, or as the device at hand is."""
 
@@ -119,12 +120,23 @@ def _read_inductor(value: object, where: str) -> dict[str, object]:
     return dict(value)
 
 
+def _read_passes(value: object, where: str) -> dict[str, object]:
+    """Which passes exist, and their fields, is known where they are: a graph is compiled before those are checked."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f'{where}: expected a table such as {{"keep-ends-exact": {{"count": 2}}}}, got {value!r}')
+    for name, fields in value.items():
+        if not isinstance(fields, Mapping | bool):
+            raise OptionError(f"{where}, {name!r}: expected a table of the pass's fields, or false, got {fields!r}")
+    return dict(value)
+
+
 READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
     "overrides": _read_overrides,
     **{name: _read_product(role) for name, role in PRODUCTS.items()},
     "device_profile": _read_device_profile,
     "inductor": _read_inductor,
+    "passes": _read_passes,
 }
 
 
