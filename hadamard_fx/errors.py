@@ -76,7 +76,7 @@ class PassEffectError(HadamardError, RuntimeError):
         line = f"\n  your code: {source}" if source else ""
         super().__init__(
             f"pass {name!r} {detail}{where}{line}\n  the pass: {written}\n"
-            f'  A pass has one effect; make two of it, or leave it out: options={{"passes": {{"{name}": False}}}}.'
+            f'  Mend the pass, or leave it out: options={{"passes": {{"{name}": False}}}}.'
         )
 
 

@@ -116,19 +116,23 @@ def _one_decision_per_product(joint: JointGraph, plan: Plan | None) -> Iterator[
             yield Offence(node, "a product without a decision")
 
 
+def _node(joint: JointGraph, name: str) -> fx.Node | None:
+    return next((node for node in joint.graph.nodes if node.name == name), None)
+
+
 def _legal(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
-    nodes = {node.name: node for node in joint.graph.nodes}
     for decision in plan.rewrites() if plan else ():
         gemm = decision.gemm
         if reason := rule_of(decision.scheme).illegal(decision.scheme, gemm):
             detail = f"{decision.scheme} for {gemm.node}, the {gemm.role} of {gemm.layer}: {reason}"
-            yield Offence(nodes.get(gemm.node), detail, gemm.source)
+            yield Offence(_node(joint, gemm.node), detail, gemm.source)
 
 
 def _low_rank_only_along_tokens(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
     for decision in plan.decisions if plan else ():
         if isinstance(decision.scheme, LowRank) and decision.gemm.role is not Role.GRAD_WEIGHT:
-            yield Offence(None, f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}")
+            detail = f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}"
+            yield Offence(_node(joint, decision.gemm.node), detail, decision.gemm.source)
     for node in _calls(joint, "compress_tokens"):  # the graph, whatever role the analysis gave the product
         if node.args[0] in joint.parameters_of:
             yield Offence(node, "it compresses a parameter, whose axes hold no tokens")
