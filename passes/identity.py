@@ -9,6 +9,7 @@ elsewhere does not; let such a pass have a field ``version`` and raise it.
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import enum
 import functools
@@ -20,6 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic
 
+import torch
+
 from .base import Pass
 from .order import Placed
 from .rule import load_rules
@@ -28,9 +31,6 @@ __all__ = ["Identity", "Uncacheable", "identify"]
 
 OURS = "hadamard_fx."
 """Modules whose sources are part of every key anyhow."""
-
-
-_PYTHONS = (object, type, ABC, Generic)
 
 
 class Uncacheable(Exception):
@@ -75,8 +75,13 @@ def _pass(run: Pass) -> str:
 def _classes(*kinds: type) -> str:
     """The sources of classes and of their bases, as far as they are neither this project's nor Python's own."""
     bases = dict.fromkeys(base for kind in kinds for base in kind.__mro__)
-    theirs = [base for base in bases if not base.__module__.startswith(OURS) and base not in _PYTHONS]
+    theirs = [base for base in bases if not base.__module__.startswith(OURS) and not _pythons(base)]
     return "\0".join(map(_source, theirs))
+
+
+def _pythons(kind: type) -> bool:
+    """Not by the module's name: what ``exec`` defines says that it comes from ``builtins`` too."""
+    return kind in (ABC, Generic) or getattr(builtins, kind.__name__, None) is kind
 
 
 def _source(kind: type) -> str:
@@ -118,7 +123,7 @@ def value_identity(value: Any) -> str:
     Raises:
         Uncacheable: the value has no such text: a lambda, a closure, an object without one.
     """
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | torch.dtype | torch.device):
         return repr(value)
     if isinstance(value, enum.Enum):
         return f"{type(value).__qualname__}.{value.name}"

@@ -133,7 +133,23 @@ def test_values_without_an_identity(value: Any, why: str) -> None:
 
 
 def test_values_with_one() -> None:
-    values = [1, True, 1.0, "1", b"1", (1,), [1], {1: 2}, {1}, Role.FORWARD, Hadamard(), Hadamard(bits=8), named, int]
+    values = [
+        1,
+        True,
+        1.0,
+        "1",
+        b"1",
+        (1,),
+        [1],
+        {1: 2},
+        {1},
+        Role.FORWARD,
+        Hadamard(),
+        Hadamard(bits=8),
+        named,
+        int,
+        torch.half,
+    ]
     found = [value_identity(value) for value in values]
     assert len(set(found)) == len(values)
     assert value_identity({"a": 1, "b": 2}) == value_identity({"b": 2, "a": 1})
