@@ -15,7 +15,7 @@ from hadamard_fx.profiles import did_you_mean
 from .base import STAGES, Pass, location
 from .order import Placed
 
-__all__ = ["GROUP", "PASSES", "active", "load_entry_points", "register_pass", "unregister_pass"]
+__all__ = ["GROUP", "PASSES", "active", "load_entry_point", "load_entry_points", "register_pass", "unregister_pass"]
 
 GROUP = "hadamard_fx.passes"
 """Entry points of this group are loaded before the first graph is compiled: a pass class, an instance of one, or a
@@ -110,18 +110,27 @@ def load_entry_points() -> None:
         PassLoadError: an entry point does not load, or leads to no pass.
     """
     for point in importlib.metadata.entry_points(group=GROUP):
-        where = f"entry point {point.name!r} = {point.value!r} of {point.dist.name if point.dist else 'a package'}"
-        try:
-            found = point.load()
-        except Exception as error:
-            raise PassLoadError(f"{where} does not load: {type(error).__name__}: {error}") from error
-        known = {id(type(entry.run)) for entry in PASSES.values()} | {id(entry.run) for entry in PASSES.values()}
-        if isinstance(found, ModuleType) or id(found) in known:
-            continue  # importing it registered its passes
-        try:
-            register_pass(found)
-        except PassDefinitionError as error:
-            raise PassLoadError(f"{where}: {error}") from error
+        load_entry_point(point)
+
+
+def load_entry_point(point: importlib.metadata.EntryPoint) -> None:
+    """Import what one entry point names, and register it unless its import did.
+
+    Raises:
+        PassLoadError: it does not load, or leads to no pass.
+    """
+    where = f"entry point {point.name!r} = {point.value!r} of {point.dist.name if point.dist else 'a package'}"
+    try:
+        found = point.load()
+    except Exception as error:
+        raise PassLoadError(f"{where} does not load: {type(error).__name__}: {error}") from error
+    registered = [thing for entry in PASSES.values() for thing in (entry.run, type(entry.run))]
+    if isinstance(found, ModuleType) or any(found is thing for thing in registered):
+        return
+    try:
+        register_pass(found)
+    except PassDefinitionError as error:
+        raise PassLoadError(f"{where}: {error}") from error
 
 
 def active(options: Mapping[str, Any]) -> tuple[Placed, ...]:

@@ -177,7 +177,7 @@ def test_the_gradients_are_unbiased(luq: ModuleType) -> None:
 
     Power, element by element: a bias of 0.35 standard deviations is 7 standard errors of the mean, found with
     probability 0.977; one of 768 elements exceeds the limit by chance in 4 runs of 10⁴. Along the gradient itself: the
-    limit is below half a per cent, so that a gradient 1 % too short is found with probability 1 − 10⁻⁴.
+    limit is below 0.6 %, so that a gradient 1 % too short is found with probability 0.99.
     """
     torch.manual_seed(3)
     layer, x, g = nn.Linear(16, 16, bias=False), torch.randn(32, 16, requires_grad=True), torch.randn(32, 16)
@@ -190,7 +190,7 @@ def test_the_gradients_are_unbiased(luq: ModuleType) -> None:
     share = found @ expected.double() / expected.double().square().sum()
     limit = 4 * float(share.std()) / 20
     print(f"the gradient's length is off by {float(share.mean()) - 1:.5f}, limit {limit:.5f}")
-    assert abs(float(share.mean()) - 1) < limit < 0.005
+    assert abs(float(share.mean()) - 1) < limit < 0.006
 
 
 def step(
