@@ -45,7 +45,7 @@ def enforce(
     laws: tuple[Law, ...] = (),
     *,
     written: str = "",
-    fresh: frozenset[fx.Node] = frozenset(),
+    fresh: tuple[fx.Node, ...] = (),
 ) -> None:
     """Check every law, or only the given ones.
 
@@ -123,7 +123,10 @@ def _node(joint: JointGraph, name: str) -> fx.Node | None:
 def _legal(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
     for decision in plan.rewrites() if plan else ():
         gemm = decision.gemm
-        if reason := rule_of(decision.scheme).illegal(decision.scheme, gemm):
+        reason = rule_of(decision.scheme).illegal(decision.scheme, gemm)
+        if gemm.role is Role.FORWARD and getattr(decision.scheme, "rounding", "nearest") != "nearest":
+            reason = reason or "a forward that is computed again would draw other numbers; round it to nearest"
+        if reason:
             detail = f"{decision.scheme} for {gemm.node}, the {gemm.role} of {gemm.layer}: {reason}"
             yield Offence(_node(joint, gemm.node), detail, gemm.source)
 

@@ -72,6 +72,10 @@ def step_of(run: Pass, profile: DeviceProfile) -> Step:
         made = run.decide(state.plan, state.joint)
         if not isinstance(made, Plan):
             raise PassEffectError(name, location(type(run)), f"decides and must return a Plan, it returned {made!r}")
+        given = {decision.gemm for decision in state.plan.decisions}
+        for gemm in (decision.gemm for decision in made.decisions if decision.gemm not in given):
+            detail = "changed a product, or made one up: a decision is about its scheme only"
+            raise PassEffectError(name, location(type(run)), detail, gemm.node, gemm.source)
         state.plan = settle(state.plan, made, name, profile)
 
     def rewrite(state: State) -> None:

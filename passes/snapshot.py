@@ -40,9 +40,10 @@ class Snapshot:
         nodes = tuple(graph.nodes)
         return cls(nodes, plan, {node: _text(node) for node in nodes}, _results(graph)) if wary else cls(nodes, plan)
 
-    def fresh(self, graph: fx.Graph) -> frozenset[fx.Node]:
-        """The nodes of ``graph`` that were not there."""
-        return frozenset(graph.nodes) - frozenset(self.nodes)
+    def fresh(self, graph: fx.Graph) -> tuple[fx.Node, ...]:
+        """The nodes of ``graph`` that were not there, in order."""
+        there = frozenset(self.nodes)
+        return tuple(node for node in graph.nodes if node not in there)
 
     def check(self, name: str, effect: Effect, written: str, graph: fx.Graph, plan: Plan | None) -> None:
         """Hold a pass to its effect.

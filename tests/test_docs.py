@@ -1,7 +1,8 @@
 """The pages are true: Python blocks run, messages are the ones that are printed, links lead somewhere.
 
-A block marked ``no-run`` is skipped. One marked ``file=PATH`` is an excerpt of that file. One marked ``raises`` must raise, and the block below it holds the message, in
-which ``…`` stands for anything. The blocks of a page share their names, from top to bottom.
+A block marked ``no-run`` is skipped. One marked ``file=PATH`` is an excerpt of that file. One marked ``raises`` must
+raise, and the block below it holds the message, in which ``…`` stands for anything. The blocks of a page share their
+names, from top to bottom.
 """
 
 from __future__ import annotations

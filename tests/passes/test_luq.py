@@ -103,7 +103,7 @@ def bells() -> Iterator[tuple[str, torch.Tensor]]:
     yield "triangular", uniform + torch.rand(1 << 16, generator=generator) * 2 - 1
 
 
-@pytest.mark.parametrize(("name", "x"), bells(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "x"), [*bells()], ids=lambda value: value if isinstance(value, str) else "")
 def test_sawb_is_close_to_the_best_clip(luq: ModuleType, name: str, x: torch.Tensor) -> None:
     """The coefficients are a fit of the best clip: with either 5 % off, a normal or uniform x leaves the bound."""
 

@@ -20,7 +20,7 @@ from hadamard_fx.errors import (
 from hadamard_fx.passes.editing import GraphEditor
 from hadamard_fx.passes.joint_graph import JointGraph
 from hadamard_fx.passes.registry import register_pass
-from hadamard_fx.plan import LowRank, Plan, Role
+from hadamard_fx.plan import Hadamard, LowRank, Plan, Role
 
 aten = torch.ops.aten
 
@@ -94,6 +94,26 @@ def test_decide_must_not_drop_a_decision() -> None:
     decides(lambda self, plan, joint: replace(plan, decisions=plan.decisions[1:]))
     error = failing()
     assert isinstance(error, LawViolation) and error.node == "addmm" and "self.first(x)" in error.source
+
+
+def test_decide_must_not_change_a_product() -> None:
+    def bigger(self: Any, plan: Plan, joint: JointGraph) -> Plan:
+        first, *others = plan.decisions
+        return replace(plan, decisions=(replace(first, gemm=replace(first.gemm, node="nobody")), *others))
+
+    decides(bigger)
+    error = failing()
+    assert isinstance(error, PassEffectError) and error.node == "nobody" and "self.first(x)" in error.source
+
+
+def test_decide_must_not_let_the_forward_draw() -> None:
+    def draws(self: Any, plan: Plan, joint: JointGraph) -> Plan:
+        changed = (replace(d, scheme=Hadamard(bits=8)) if d.gemm.role is Role.FORWARD else d for d in plan.decisions)
+        return replace(plan, decisions=tuple(changed))
+
+    decides(draws)
+    error = failing()
+    assert isinstance(error, LawViolation) and "round it to nearest" in str(error) and error.node == "addmm"
 
 
 def test_decide_must_not_choose_what_is_illegal() -> None:
