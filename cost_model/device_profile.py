@@ -29,8 +29,18 @@ from hadamard_fx.kernels.traffic import UNITS
 from hadamard_fx.scheme import CARRIERS
 
 from .cpu_flags import cpu_flags
+from .tuned import path_of
 
-__all__ = ["PROFILE_FOLDER", "DeviceProfile", "known_profiles", "load_profile", "profile_for"]
+__all__ = [
+    "PROFILE_FOLDER",
+    "SCHEMA",
+    "VERSION",
+    "DeviceProfile",
+    "bundled_profile",
+    "known_profiles",
+    "load_profile",
+    "profile_for",
+]
 
 PROFILE_FOLDER = Path(__file__).resolve().parent / "profiles"
 SCHEMA, VERSION = "hadamard_fx.device_profile", 1
@@ -81,7 +91,7 @@ class DeviceProfile:
 
 
 def profile_for(device_type: str, name: str | None = None) -> DeviceProfile:
-    """The profile that prices a graph on a device.
+    """The profile that prices a graph on a device: the one that ``hadamard-fx tune`` measured here, else a bundled one.
 
     Args:
         device_type: ``"cuda"`` (the current device is asked for its name) or ``"cpu"`` (its flags are read).
@@ -94,6 +104,25 @@ def profile_for(device_type: str, name: str | None = None) -> DeviceProfile:
     """
     if name is not None:
         return _named(name)
+    own = _tuned(device_type)
+    return load_profile(own) if own is not None else bundled_profile(device_type)
+
+
+def _tuned(device_type: str) -> Path | None:
+    """The file that was measured on this machine's device, if there is one."""
+    try:
+        path = path_of(device_type)
+    except DeviceError:  # no such device here; or of a type that nothing measures
+        return None
+    return path if path.exists() else None
+
+
+def bundled_profile(device_type: str) -> DeviceProfile:
+    """The best of the profiles that come with the package for a device of this machine.
+
+    Raises:
+        DeviceError: no profile describes devices of that type.
+    """
     candidates = [p for p in map(load_profile, _bundled().values()) if p.device_type == device_type]
     if not candidates:
         types = sorted({p.device_type for p in map(load_profile, _bundled().values())})

@@ -58,8 +58,8 @@ def luq(g: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     step = torch.where(ratio < 1, 1.0, below)
     rounded = torch.where(uniform * step < ratio - lower, lower + step, lower)
     # A bad number must not round to a plausible one, and inf − inf is nan.
-    rounded = torch.where(torch.isfinite(ratio), rounded, ratio - ratio)
-    return (rounded * smallest * torch.sign(wide)).to(g.dtype)
+    rounded = torch.where(torch.isfinite(ratio), rounded, ratio - ratio) * torch.sign(wide)
+    return torch.mul(rounded, smallest).to(g.dtype)
 
 
 @dataclass(frozen=True)

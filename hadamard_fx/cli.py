@@ -75,7 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     explain.set_defaults(run=_explain)
     found = commands.add_parser("devices", help="list the devices at hand and the profiles that price them")
     found.set_defaults(run=_devices)
-    for command in (explain, found):
+    tuned = commands.add_parser(
+        "tune",
+        help="measure this machine, and price with what was found from now on",
+        description="Measure bandwidth, products and launches of a device (well under three minutes), show how well "
+        "they predict other kernels, and keep them as this device's profile.",
+    )
+    tuned.add_argument("--device", choices=("cpu", "cuda"), help="what is measured; CUDA where there is one")
+    what = tuned.add_mutually_exclusive_group()
+    what.add_argument("--show", action="store_true", help="show the profile that is in use, measure nothing")
+    what.add_argument(
+        "--forget", action="store_true", help="remove what was measured: the bundled profiles count again"
+    )
+    tuned.set_defaults(run=_tune)
+    for command in (explain, found, tuned):
         command.add_argument("--json", action="store_true", help="JSON on standard output instead of text")
     return parser
 
@@ -139,6 +152,12 @@ def _value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+
+
+def _tune(arguments: argparse.Namespace, people: Console) -> int:
+    from .tune import run
+
+    return run(arguments, people)
 
 
 def _devices(arguments: argparse.Namespace, people: Console) -> int:

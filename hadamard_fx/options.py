@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "forward": None,
     "grad_input": None,
     "grad_weight": None,
+    "count_saturation": False,
     "device_profile": None,
     "inductor": {},
     "passes": {},
@@ -114,6 +115,12 @@ def _read_device_profile(value: object, where: str) -> str | None:
     raise OptionError(f"{where}: expected the name of a device profile or the path of a JSON file, got {value!r}")
 
 
+def _read_switch(value: object, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{where}: expected true or false, got {value!r}")
+    return value
+
+
 def _read_inductor(value: object, where: str) -> dict[str, object]:
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise OptionError(f'{where}: expected a table such as {{"max_autotune": true}}, got {value!r}')
@@ -134,6 +141,7 @@ READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
     "overrides": _read_overrides,
     **{name: _read_product(role) for name, role in PRODUCTS.items()},
+    "count_saturation": _read_switch,
     "device_profile": _read_device_profile,
     "inductor": _read_inductor,
     "passes": _read_passes,

@@ -190,6 +190,10 @@ class Plan:
         """The decision on the product at fx node ``node``."""
         return next((d for d in self.decisions if d.gemm.node == node), None)
 
+    @property
+    def counts_saturation(self) -> bool:
+        return bool(dict(self.settings).get("count_saturation", (False, ""))[0])
+
     def rewrites(self) -> tuple[Decision, ...]:
         return tuple(d for d in self.decisions if d.rewritten)
 

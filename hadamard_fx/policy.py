@@ -31,6 +31,7 @@ class Policy:
         profile: for all that no other setting rules.
         forward, grad_input, grad_weight: the scheme of all such products; None: as the profile says.
         overrides: in the order given; the first that matches a layer rules it.
+        count_saturation: products whose accumulators saturate count how often they do.
         device_profile: name or path of the device profile that prices; None: the one of the device at hand.
         settings: option -> (value as JSON, ``"options" | "environment" | "file" | "default"``), as ``Plan`` holds them.
         file: the ``hadamard.toml`` that was read, ``""`` where there is none.
@@ -41,6 +42,7 @@ class Policy:
     grad_input: Scheme | None
     grad_weight: Scheme | None
     overrides: tuple[Override, ...]
+    count_saturation: bool
     device_profile: str | None
     settings: tuple[tuple[str, tuple[Any, str]], ...]
     file: str = ""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 from .errors import OptionError, SchemeError
 from .plan import Role
+from .saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 from .scheme import Exact, Hadamard, LowRank, Scheme
 
 __all__ = ["PROFILES", "Profile", "did_you_mean", "parse_scheme", "register_profile"]
@@ -31,7 +32,13 @@ NAMES: dict[str, dict[Role, Scheme]] = {
 }
 """Schemes that a user may write as one word."""
 
-_ONLY_FOR = {Hadamard: (Role.FORWARD, Role.GRAD_INPUT), LowRank: (Role.GRAD_WEIGHT,)}
+_ONLY_FOR: dict[type[Scheme], tuple[Role, ...]] = {
+    Hadamard: (Role.FORWARD, Role.GRAD_INPUT),
+    LowRank: (Role.GRAD_WEIGHT,),
+    SaturatingForward: (Role.FORWARD,),
+    SaturatingGradInput: (Role.GRAD_INPUT,),
+    SaturatingGradWeight: (Role.GRAD_WEIGHT,),
+}
 """Low rank is legal along the tokens only, hence for the weight's gradient only (law 3 of the algorithms).
 
 A scheme that is not listed may be asked for anywhere; its rule says where it is legal."""
@@ -167,4 +174,7 @@ _AUTO = "the cost model decides, product by product; exact unless a gain is pred
 _HOT = "HOT as published (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of-16 g_w, compressed activations"
 register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank()), priced=True))
 register_profile(Profile("hot", _HOT, (Hadamard(),), (LowRank(),), priced=False))
+_HDQT = "HDQT as published (arXiv 2310.03675): 4-bit operands in all three products, 8-bit saturating accumulators"
+_SATURATING = (SaturatingGradInput(),), (SaturatingGradWeight(),)
+register_profile(Profile("hdqt", _HDQT, *_SATURATING, priced=False, forward=(SaturatingForward(),)))
 register_profile(Profile("exact", "every product as the user wrote it", (Exact(),), (Exact(),), priced=False))

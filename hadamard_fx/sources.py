@@ -14,7 +14,7 @@ __all__ = ["FILE_NAME", "PREFIX", "find_file", "read_environment", "read_file"]
 
 PREFIX = "HADAMARD_FX_"
 FILE_NAME = "hadamard.toml"
-NOT_OPTIONS = frozenset({"HADAMARD_FX_CACHE_DIR", "HADAMARD_FX_COMMIT", "HADAMARD_FX_DUMP"})
+NOT_OPTIONS = frozenset({"HADAMARD_FX_CACHE_DIR", "HADAMARD_FX_COMMIT", "HADAMARD_FX_CONFIG_DIR", "HADAMARD_FX_DUMP"})
 """Variables of the kernels' cache, of the benchmarks and of the passes' dumps: they change no decision."""
 
 

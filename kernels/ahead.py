@@ -15,6 +15,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import importlib
 import json
 import logging
 import os
@@ -81,7 +82,8 @@ def submit(kernel: Any, arguments: tuple[Any, ...], options: Mapping[str, Any], 
         tensors = tuple(str(a.dtype) for a in arguments if isinstance(a, torch.Tensor))
         name = (_module(kernel), kernel.fn.__name__)
         target = _target(device.index or 0)
-        job = (*name, tensors, arguments[len(tensors) :], dict(options), target, cache_directory(device))
+        values, cache = arguments[len(tensors) :], cache_directory(device)
+        job = (*name, tensors, values, dict(options), target, cache, _naming(target[1]))
         done: concurrent.futures.Future[dict[str, str]] = concurrent.futures.Future()
         _SUBMITTED[key] = done
         _LOG.debug("%s queued: %s %s %s", _name(key), tensors, arguments[len(tensors) :], dict(options))
@@ -157,6 +159,14 @@ def _specialised(parameter: Any, argument: Any) -> Any:
             return (width,)
         return 1 if argument == 1 else (width, argument % 16 == 0 and not parameter.do_not_specialize_on_alignment)
     return type(argument)
+
+
+@functools.cache
+def _naming(capability: int) -> Any:
+    """``triton_worker.naming`` of this process; None where Triton is not as expected, and names may differ."""
+    with contextlib.suppress(Exception):
+        return importlib.import_module(f"{__package__}.triton_worker").naming(capability)
+    return None
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
-__all__ = ["compile_into_cache", "identity", "main"]
+__all__ = ["compile_into_cache", "identity", "main", "naming"]
 
 _BODIES = ("triton_rows_kernel", "triton_tokens_kernel", "triton_quantized_mm")
 
@@ -53,6 +53,7 @@ def compile_into_cache(
     options: dict[str, Any],
     target: tuple[str, int, int],
     cache: str,
+    naming: tuple[str, dict[str, str]] | None = None,
 ) -> dict[str, str]:
     """Compile one specialisation; returns its ``identity``.
 
@@ -63,8 +64,11 @@ def compile_into_cache(
         options: Triton's.
         target: backend, compute capability, threads of a warp.
         cache: directory.
+        naming: what the process that launches has a part in the name of a kernel; see ``naming``.
     """
     os.environ["TRITON_CACHE_DIR"] = cache
+    if naming is not None:
+        _name_alike(*naming)
     driver.set_active(_Described(target))
     kernel = getattr(_module(module), name)
     made = kernel.warmup(*map(MockTensor, tensors), *values, grid=(1,), **options)
@@ -92,6 +96,26 @@ def identity(made: Any) -> dict[str, str]:
     with contextlib.suppress(Exception):
         parts["environment"] = str(importlib.import_module("triton._C.libtriton").get_cache_invalidating_env_vars())
     return {**parts, "hash": str(made.hash)}
+
+
+def naming(capability: int) -> tuple[str, dict[str, str]]:
+    """What this process names compiled kernels by, besides their sources: the version of the assembler, as it was when
+    Triton first asked, and the variables that Triton lets decide.
+
+    Inductor may name another assembler (TRITON_PTXAS_PATH) after the first question: this process goes on with the
+    first answer, and one that it starts later would find another name for the same kernel.
+    """
+    compiler = importlib.import_module("triton.backends.nvidia.compiler")
+    variables = importlib.import_module("triton._C.libtriton").get_cache_invalidating_env_vars()
+    return str(compiler.get_ptxas_version(capability)), {str(key): str(value) for key, value in variables.items()}
+
+
+def _name_alike(version: str, variables: dict[str, str]) -> None:
+    """Name kernels as a process does whose ``naming`` this is."""
+    for key in importlib.import_module("triton._C.libtriton").get_cache_invalidating_env_vars():
+        os.environ.pop(key, None)
+    os.environ.update(variables)
+    vars(importlib.import_module("triton.backends.nvidia.compiler"))["get_ptxas_version"] = lambda *_: version
 
 
 def _module(name: str) -> ModuleType:

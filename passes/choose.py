@@ -75,7 +75,8 @@ class ChooseSchemes:
         (scheme, cost), *others = priced
         passed_over = [Candidate(other, f"{origin} asks for {scheme}", price) for other, price in others]
         passed_over.append(Candidate(Exact(), f"{origin} asks for {scheme}", exact_cost))
-        return Decision(gemm, scheme, cost, exact_cost, f"{origin} asks for it", (*rejected, *passed_over))
+        reason = "; ".join(filter(None, (f"{origin} asks for it", rule_of(scheme).note(scheme, gemm))))
+        return Decision(gemm, scheme, cost, exact_cost, reason, (*rejected, *passed_over))
 
     def _cheapest(
         self, gemm: Gemm, priced: list[tuple[Scheme, Cost]], rejected: list[Candidate], exact_cost: Cost, origin: str

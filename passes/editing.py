@@ -32,12 +32,14 @@ class GraphEditor:
     Args:
         joint: the graph and its closures, which hold for the nodes that were there before the first edit.
         rewritten: names of the products that the plan rewrites.
+        counters: what the names of the products' counters begin with; ``""`` where nothing is counted.
     """
 
-    def __init__(self, joint: JointGraph, rewritten: frozenset[str]) -> None:
+    def __init__(self, joint: JointGraph, rewritten: frozenset[str], counters: str = "") -> None:
         self.joint = joint
         self.graph = joint.graph
         self._rewritten = rewritten
+        self._counters = counters
         self._made: dict[Hashable, Any] = {}
         self._seed_vectors: dict[torch.device, fx.Node] = {}
         self.product = ""
@@ -145,6 +147,10 @@ class GraphEditor:
         with mode:
             vector.meta["val"] = torch.empty([0], dtype=torch.int64, device=device)
         return vector
+
+    def counter(self, node: fx.Node) -> str:
+        """The name under which a product counts its saturated sums, ``""`` where it is not to count."""
+        return f"{self._counters} {node.name}" if self._counters else ""
 
     def behind(self, node: fx.Node) -> AbstractContextManager[Any]:
         """Insert right behind ``node``, so that it need not live any longer; behind the inputs at least."""

@@ -17,7 +17,7 @@ from hadamard_fx.scheme import LowRank
 
 from .editing import PRODUCT
 from .find_gemms import LEFT_OPERAND
-from .joint_graph import JointGraph, source_line, value
+from .joint_graph import JointGraph, source_line, strip_transpose, value
 from .rule import rule_of
 
 
@@ -150,10 +150,15 @@ def _scales_off_the_contracted_axis(joint: JointGraph, plan: Plan | None) -> Ite
             grouped = not compat.statically_known_true(value(scale).shape[0] == 1)
             if not fits or (grouped and not node.args[4]):
                 yield Offence(node, f"scale {tuple(value(scale).shape)} for integers {tuple(value(codes).shape)}")
+    for node in _calls(joint, "saturating_mm"):
+        for scale in node.args[2:4]:
+            assert isinstance(scale, fx.Node)
+            if tuple(value(scale).shape) != (1, 1):
+                yield Offence(node, f"scale {tuple(value(scale).shape)}: the sums of its tiles are not rescaled")
 
 
 def _same_transform_on_both_sides(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
-    for node in _calls(joint, "quantized_mm"):
+    for node in (*_calls(joint, "quantized_mm"), *_calls(joint, "saturating_mm")):
         left, right = (_transform(operand) for operand in node.args[:2])
         if left != right:
             yield Offence(node, f"left operand has {left}, right operand {right}")
@@ -161,8 +166,12 @@ def _same_transform_on_both_sides(joint: JointGraph, plan: Plan | None) -> Itera
 
 def _transform(operand: object) -> tuple[object, object]:
     """(order, rank) of the transform that made an operand's integers."""
-    assert isinstance(operand, fx.Node) and isinstance(operand.args[0], fx.Node)
+    assert isinstance(operand, fx.Node)
+    operand = strip_transpose(operand)[0]
+    assert isinstance(operand.args[0], fx.Node)
     made = operand.args[0]
+    if made.target is load()["quantize_clipped"].op:
+        return made.args[3], made.args[3]
     if made.target is load()["quantize_weight"].op:
         return made.args[1], made.args[1]
     order = made.args[2]

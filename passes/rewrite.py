@@ -23,7 +23,8 @@ class RewriteGemms:
         """Edit the graph in place; nodes that the plan leaves alone are not touched."""
         by_name = {node.name: node for node in joint.graph.nodes}
         decisions = self.plan.rewrites()
-        editor = GraphEditor(joint, frozenset(d.gemm.node for d in decisions))
+        counters = self.plan.digest() if self.plan.counts_saturation else ""
+        editor = GraphEditor(joint, frozenset(d.gemm.node for d in decisions), counters)
         _ = joint.tangent_closure, joint.parameters_of  # of the graph as it was before the first edit
         for decision in decisions:
             node = by_name[decision.gemm.node]

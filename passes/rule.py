@@ -41,6 +41,10 @@ class SchemeRule(ABC):
         """Why the scheme may not compute this product; ``""`` when it may."""
         return "" if gemm.role in self.roles else f"{scheme.kind} does not apply to a product of role {gemm.role.value}"
 
+    def note(self, scheme: Any, gemm: Gemm) -> str:
+        """What a person should know of the choice, for its reason; ``""`` for nothing."""
+        return ""
+
     @abstractmethod
     def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
         """Predicted seconds and saved bytes; ``sharing`` products have the saved operand in common and split its

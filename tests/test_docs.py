@@ -82,8 +82,11 @@ def test_excerpts_are_what_the_files_say(page):
 
 def test_every_option_and_field_is_documented():
     page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
-    fields = {name for role in PRODUCTS.values() for name in DEFAULT_SCHEMES[role].__dataclass_fields__}
-    missing = [name for name in (*DEFAULTS, *fields, "auto", "hot", "exact") if f"`{name}`" not in page]
+    schemes = [
+        scheme for profile in PROFILES.values() for role in PRODUCTS.values() for scheme in profile.schemes(role)
+    ]
+    fields = {name for scheme in (*DEFAULT_SCHEMES.values(), *schemes) for name in scheme.__dataclass_fields__}
+    missing = [name for name in (*DEFAULTS, *fields, *PROFILES) if f"`{name}`" not in page]
     assert not missing
 
 

@@ -111,7 +111,7 @@ def test_schemes_may_be_objects():
 
 BAD = {
     "unknown": ({"profil": "hot"}, OptionError, "unknown option 'profil'; did you mean 'profile'?"),
-    "later": ({"memory_budget": 0.4}, OptionError, "unknown option 'memory_budget'; known: 'device_profile'"),
+    "later": ({"memory_budget": 0.4}, OptionError, "unknown option 'memory_budget'; known: 'count_saturation'"),
     "profile": ({"profile": "hott"}, OptionError, "option 'profile': unknown profile 'hott'; did you mean 'hot'?"),
     "profile type": ({"profile": 3}, OptionError, "expected the name of a profile, got 3"),
     "no dict": (["hot"], OptionError, "options must be a dict"),
@@ -135,6 +135,37 @@ BAD = {
     "rule type": ({"overrides": {"fc": 8}}, OverrideError, 'expected "exact", another profile, or {"forward"'),
     "rule empty": ({"overrides": {"fc": {}}}, OverrideError, "got {}"),
     "rule role": ({"overrides": {"fc": {"grad_out": "exact"}}}, OverrideError, "unknown product 'grad_out'"),
+    "count": ({"count_saturation": "yes"}, OptionError, "option 'count_saturation': expected true or false, got 'yes'"),
+    "tile": (
+        {"forward": {"kind": "saturating_forward", "tile": 24}},
+        SchemeError,
+        "tile must be one of 16, 32, 64, 128, got 24",
+    ),
+    "accumulator": (
+        {"grad_input": {"kind": "saturating_grad_input", "accumulator_bits": 33}},
+        SchemeError,
+        "accumulator_bits must be from 4 to 32, got 33",
+    ),
+    "alpha": (
+        {"grad_weight": {"kind": "saturating_grad_weight", "alpha": 1.5}},
+        SchemeError,
+        "alpha must be above 0 and at most 1, got 1.5",
+    ),
+    "saved rounding": (
+        {"grad_weight": {"kind": "saturating_grad_weight", "input_rounding": "up"}},
+        SchemeError,
+        "input_rounding must be one of nearest, stochastic, pseudo_stochastic, got 'up'",
+    ),
+    "odd order": (
+        {"grad_input": {"kind": "saturating_grad_input", "order": 12}},
+        SchemeError,
+        "order must be a power of two, or none for the largest that divides, got 12",
+    ),
+    "other product": (
+        {"grad_input": {"kind": "saturating_forward"}},
+        SchemeError,
+        "'saturating_forward' is no scheme for grad_input",
+    ),
     "device": ({"device_profile": 3}, OptionError, "expected the name of a device profile or the path"),
     "inductor": ({"inductor": [1]}, OptionError, "option 'inductor': expected a table"),
     "inductor object": ({"inductor": {"a": object()}}, OptionError, "option 'inductor' holds a value that JSON cannot"),

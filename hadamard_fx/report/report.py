@@ -13,6 +13,7 @@ from ..fusion import Fusion
 from ..pass_record import PassRecord
 from ..plan import Plan
 from . import text
+from .saturation import Saturated, saturated_sums
 
 __all__ = ["Report"]
 
@@ -60,6 +61,11 @@ class Report:
         """Predicted time of all matrix products if none were rewritten."""
         return sum(decision.exact_cost.seconds for decision in self.plan.decisions)
 
+    @property
+    def saturation(self) -> tuple[Saturated, ...]:
+        """How often each product's accumulators saturated so far; empty without ``{"count_saturation": True}``."""
+        return saturated_sums(self.plan)
+
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; ``"totals"`` is there for readers and follows from the rest."""
         return {
@@ -80,6 +86,7 @@ class Report:
             "saved_bytes_after": self.saved_after,
             "saved": [{"node": node, "bytes": size, "layer": layer} for node, size, layer in self.saved],
             "fusions": [fusion.to_json() for fusion in self.fusions],
+            "saturation": [entry.to_json() for entry in self.saturation],
             "passes": [record.to_json() for record in self.passes],
             "plan": self.plan.to_json(),
         }

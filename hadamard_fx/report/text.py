@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..fusion import Fusion
 from ..plan import Decision
+from . import saturation
 from .table import ProductTable
 from .units import format_bytes, format_seconds
 
@@ -44,7 +45,7 @@ def render(report: Report, *, details: bool = False) -> RenderableType:
     parts += [Text(), _totals(report)]
     if any(fusion.forms for fusion in report.fusions):
         parts += [Text(), _fused(report)]
-    parts += [Text(), _settings(report)]
+    parts += [Text(), _settings(report), *saturation.view(report.saturation)]
     if details:
         parts += [*_details(report), *_saved(report), *_not_fused(report), *_passes(report)]
     return Group(*parts)

@@ -90,6 +90,46 @@ print(triton_rows._rows_kernel.warmup(*tensors, *values, grid=(1,), **options).h
     assert json.loads(made.with_suffix(".json").read_text())["hash"] == done.stdout.strip()
 
 
+OTHER_ASSEMBLER = """#!/bin/sh
+# Another build of the same release.
+[ "$1" = --version ] && {ptxas} --version | sed 's/Build .*/Build another/' || exec {ptxas} "$@"
+"""
+
+
+def test_kernels_have_one_name_though_inductor_chose_another_assembler(tmp_path: Path) -> None:
+    """After Triton asked this process's own for its version, which it does once."""
+    script = f"""
+import os, pickle, stat, sys, torch
+from pathlib import Path
+from triton import knobs
+from triton.backends.nvidia.compiler import get_ptxas, get_ptxas_version
+from hadamard_fx.kernels import ahead, triton_rows, triton_worker
+get_ptxas_version(90)
+other = Path(sys.argv[1], "ptxas")
+other.write_text({OTHER_ASSEMBLER!r}.format(ptxas=get_ptxas(90).path))
+other.chmod(0o755)
+os.environ["TRITON_PTXAS_PATH"] = os.environ["TRITON_PTXAS_BLACKWELL_PATH"] = str(other)
+os.environ["TRITON_CACHE_DIR"] = cache = sys.argv[1] + "/cache"
+tensors = ("torch.bfloat16", "torch.int8", "torch.float32", "torch.float32", "torch.bfloat16")
+values = (64, 96, 96, 96, 0.5, 7, 16, 4, 0, triton_rows.matrix_dtype(torch.bfloat16), 0, 1, True, 16, 8, 16)
+options = {{"num_warps": 4, "enable_fp_fusion": False}}
+names = ("hadamard_fx.kernels.triton_rows_kernel", "_rows_kernel")
+job = (*names, tensors, values, options, ("cuda", 90, 32), cache, ahead._naming(90))
+said = [ahead._process().communicate(pickle.dumps(j), timeout=120)[0].decode().strip() for j in (job[:-1], job)]
+print(",".join(said))
+triton_worker.driver.set_active(triton_worker._Described(("cuda", 90, 32)))
+typed = [getattr(torch, name.split(".")[1]) for name in tensors]
+print(triton_rows._rows_kernel.warmup(*typed, *values, grid=(1,), **options).hash)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    answers, ours = done.stdout.splitlines()
+    apart, alike = json.loads(f"[{answers}]")  # without our naming the name follows the other assembler
+    assert alike["identity"]["hash"] == ours != apart["identity"]["hash"]
+
+
 def test_the_process_loads_no_torch() -> None:
     script = f"""
 import runpy, sys
