@@ -16,7 +16,7 @@ import torch.fx as fx
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.roofline import exact_traffic, seconds
 from hadamard_fx.kernels.traffic import Traffic
-from hadamard_fx.passes.editing import GraphEditor
+from hadamard_fx.passes.editing import GraphEditor, inherit_recomputation
 from hadamard_fx.passes.find_gemms import operands
 from hadamard_fx.passes.joint_graph import strip_transpose
 from hadamard_fx.passes.rule import SchemeRule, itemsize, register_rule, why_not_quantised
@@ -94,7 +94,9 @@ class LuqRule(SchemeRule):
         left, right = (self._rounded(operand, node, editor) for operand in operands(node))
         bias = node.args[:1] if node.target is aten.addmm.default else ()
         backward = node in editor.joint.tangent_closure
-        return editor.call(node.target, (*bias, left, right), node, backward=backward)
+        product = editor.call(node.target, (*bias, left, right), node, backward=backward)
+        inherit_recomputation(product, node)
+        return product
 
     def _rounded(self, operand: fx.Node, node: fx.Node, editor: GraphEditor) -> fx.Node:
         """An operand, rounded once for all products that read it, whichever way round they read it."""

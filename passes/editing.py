@@ -77,7 +77,7 @@ class GraphEditor:
 
         Args:
             function: one tensor from tensors, pure, in PyTorch; no branch on their values.
-            like, backward: as in ``call``.
+            like, backward: as in ``call``; where a checkpointed region recomputes ``like``, it recomputes these too.
         """
         traced = compat.trace(function, [value(operand) for operand in operands])
         inputs, made = iter(operands), {}
@@ -90,6 +90,8 @@ class GraphEditor:
                 copy = made[node] = self.graph.node_copy(node, made.__getitem__)
                 copy.meta = {"val": node.meta["val"], **{key: like.meta[key] for key in _INHERITED if key in like.meta}}
                 self._tagged(copy, backward)
+                if not backward:
+                    inherit_recomputation(copy, like)
         return result
 
     def uniform(self, like: fx.Node) -> fx.Node:

@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from harness import gradients, traced
 from torch import nn
 
@@ -162,6 +163,37 @@ def test_the_rewrite_rounds_each_operand_once(dynamic: bool) -> None:
     draws = [node for node in backward.nodes if node.target is compat.random_op]
     assert len(draws) == 2, "one for each g_y: g_x and g_w see the same integers"
     assert not [node for node in trace.forward[0].graph.nodes if node.target is compat.random_op]
+
+
+@pytest.mark.usefixtures("luq")
+def test_a_checkpointed_region_keeps_its_input_only() -> None:
+    class Region(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = network()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.utils.checkpoint.checkpoint(self.inner, x * 2, use_reentrant=False)
+
+    saved = []
+    for options in ({"profile": "exact"}, LUQ):
+        module = Region()
+        function, trace = traced(module, options)
+        found = gradients(function, module, torch.randn(50, 24, requires_grad=True))
+        assert all(gradient.isfinite().all() for gradient in found.values())
+        saved.append(sum(tensor.bytes for tensor in trace.pipelines[0].saved))
+    assert saved[1] <= saved[0]
+
+
+@pytest.mark.usefixtures("luq")
+def test_autocast() -> None:
+    module, x = network(), torch.randn(50, 24)
+    function, trace = traced(module, LUQ)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = function(x)
+    y.float().square().mean().backward()
+    assert {d.gemm.dtype for d in trace.decisions if d.rewritten} == {"bfloat16"}
+    assert y.dtype is torch.bfloat16 and module[0].weight.grad.isfinite().all()
 
 
 def test_the_forward_is_the_formula(luq: ModuleType) -> None:
