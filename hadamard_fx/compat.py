@@ -157,6 +157,13 @@ def compile_threads() -> int:
     return int(config.compile_threads or 1)
 
 
+def keeps_casts() -> bool:
+    """Whether the user has Inductor round where the graph casts, in the middle of a kernel (as eager does)."""
+    from torch._inductor import config
+
+    return bool(config.emulate_precision_casts)
+
+
 def raw_stream(device: int) -> int:
     """The address of the current stream of a CUDA device."""
     stream: int = torch._C._cuda_getCurrentRawStream(device)

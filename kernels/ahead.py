@@ -36,7 +36,7 @@ from hadamard_fx import compat
 from . import generated
 from .library import Kernel
 
-__all__ = ["cache_directory", "prepare", "start", "submit", "wait"]
+__all__ = ["cache_directory", "compare", "prepare", "start", "submit", "wait"]
 
 _SUBMITTED: dict[Any, concurrent.futures.Future[dict[str, str]]] = {}
 """Who launches a kernel finds what another process made of it: its ``triton_worker.identity``, empty for nothing."""

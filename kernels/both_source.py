@@ -8,12 +8,12 @@ are called with which constants.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
-from .prologue import Prologue
+from .prologue import OPS, Prologue, Step
 
-__all__ = ["EXPRESSIONS", "Form", "sliced", "source"]
+__all__ = ["BESIDE_ONE", "EXPRESSIONS", "Form", "sliced", "source"]
 
 EXPRESSIONS = {
     "exp": "parts.exponential({0})",
@@ -23,9 +23,12 @@ EXPRESSIONS = {
     "relu": "gl.maximum({0}, 0.0, propagate_nan=parts.ALL)",
     "maximum": "gl.maximum({0}, {1}, propagate_nan=parts.ALL)",
     "minimum": "gl.minimum({0}, {1}, propagate_nan=parts.ALL)",
-    "tanh": "(1.0 - 2.0 * parts.reciprocal(1.0 + parts.exponential({0} + {0})))",
+    "tanh": "parts.tanh({0})",
 }
 """Shorter forms of a prologue's operations, good to the digits that a result in 16 bits can show."""
+
+BESIDE_ONE = {"erf": "parts.erf_beside_one({0})", "tanh": "parts.tanh_beside_one({0})"}
+"""Shorter still, where the result is only added to 1, which leaves nothing of its digits near 0."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,23 @@ def source(form: Form) -> str:
 def _chain(prologue: Prologue, booleans: tuple[bool, ...], names: list[str]) -> Iterator[str]:
     for name, boolean in zip(names, booleans, strict=True):
         yield f"{name} = {name} != 0" if boolean else f"{name} = {name}.to(gl.float32)"
-    yield from prologue.triton_body(names, expressions=EXPRESSIONS).replace("tl.", "gl.").splitlines()
+    yield from prologue.triton_body(names, expression=_expressions(prologue)).replace("tl.", "gl.").splitlines()
+
+
+def _expressions(prologue: Prologue) -> Callable[[int, Step], str]:
+    """Of every step the shortest form that is good enough."""
+
+    def beside_one(index: int) -> bool:
+        readers = [step for step in prologue.steps if f"s{index}" in step.operands]
+        added = all(step.op == "add" and 1.0 in step.operands for step in readers)
+        return bool(readers) and added and prologue.result != f"s{index}"
+
+    def expression(index: int, step: Step) -> str:
+        if step.op in BESIDE_ONE and beside_one(index):
+            return BESIDE_ONE[step.op]
+        return EXPRESSIONS.get(step.op, OPS[step.op].triton)
+
+    return expression
 
 
 def _body(form: Form, inputs: int) -> Iterator[str]:

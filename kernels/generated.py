@@ -13,10 +13,13 @@ import importlib.util
 import os
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 
 __all__ = ["PREFIX", "import_file", "module"]
+
+_IMPORTING = threading.RLock()
 
 PREFIX = "hadamard_fx_generated_"
 """Of the names of such modules."""
@@ -44,17 +47,14 @@ def module(folder: str, stem: str, text: str) -> ModuleType:
 def import_file(path: str) -> ModuleType:
     """The module in a file that ``module`` wrote, imported once; another process may have written it."""
     name = Path(path).stem
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        made = importlib.util.module_from_spec(spec)
-        sys.modules[name] = made
-        try:
+    with _IMPORTING:  # autograd has a thread for every device
+        if name not in sys.modules:
+            spec = importlib.util.spec_from_file_location(name, path)
+            assert spec is not None and spec.loader is not None
+            made = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(made)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+            sys.modules[name] = made
+        return sys.modules[name]
 
 
 def _write(path: Path, text: str) -> None:

@@ -156,7 +156,6 @@ def _multiply(
     rows = gl.arange(0, ROWS, layout=of_rows)
     columns = gl.arange(0, BLOCK_N, layout=of_columns)
     spread = gl.arange(0, BLOCK_N, layout=gl.BlockedLayout([BLOCK_N // 128], [32], [4], [0]))
-    spread_half = gl.arange(0, BLOCK_N // 2, layout=gl.BlockedLayout([1], [32], [4], [0]))
     begin, end, by = _span(items, offsets, tiles_m * tiles_n, STREAM)
     if STAGGER * PART > 0:
         _, first, last = _piece(items, begin, blocks, STREAM)
@@ -189,51 +188,6 @@ def _multiply(
                 stage, phase = _advance(stage, phase, STAGES)
             total = warpgroup_mma_wait(0, deps=[total])
             mbarrier.arrive(empty.index(before))
-        elif BLOCK_N > 128:
-            gl.static_assert(STEPS <= STAGES)  # the blocks of a unit stay until both halves are through
-            # Half the columns at a time: the partial sums of all would take the registers of a second accumulator.
-            half: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK_N // 2, 32])
-            left = gl.zeros([ROWS, BLOCK_N // 2], gl.float32, half)
-            right = gl.zeros([ROWS, BLOCK_N // 2], gl.float32, half)
-            for unit in range(first // STEPS, last // STEPS):
-                group = unit // UNITS
-                if SCALED_A:
-                    s = gl.load(scale_a + group * jump_a + r * step_a, mask=r < M, other=0.0)
-                if SCALED_B:
-                    c0 = column + spread_half
-                    c1 = c0 + BLOCK_N // 2
-                    t0 = gl.load(scale_b + group * jump_b + c0 * step_b, mask=c0 < N, other=0.0)
-                    t1 = gl.load(scale_b + group * jump_b + c1 * step_b, mask=c1 < N, other=0.0)
-                for side in gl.static_range(2):
-                    part = gl.zeros([ROWS, BLOCK_N // 2], part_type, half)
-                    at = stage
-                    turn = phase
-                    for step in gl.static_range(STEPS):
-                        if side == 0:
-                            mbarrier.wait(ready.index(at), turn)
-                        x = a_ring.index(at * CONSUMERS + PART)
-                        y = b_ring.index(at).slice(side * (BLOCK_N // 2), BLOCK_N // 2).permute((1, 0))
-                        part = warpgroup_mma(x, y, part, use_acc=step > 0, is_async=True)
-                        at, turn = _advance(at, turn, STAGES)
-                    part = warpgroup_mma_wait(0, deps=[part])
-                    if side == 1:
-                        for _ in gl.static_range(STEPS):
-                            mbarrier.arrive(empty.index(stage))
-                            stage, phase = _advance(stage, phase, STAGES)
-                    value = _float(part, True)
-                    if SCALED_B:
-                        if side == 0:
-                            value = value * gl.convert_layout(t0, gl.SliceLayout(0, half))[None, :]
-                        else:
-                            value = value * gl.convert_layout(t1, gl.SliceLayout(0, half))[None, :]
-                    if SCALED_A:
-                        value = value * gl.convert_layout(s, gl.SliceLayout(1, half))[:, None]
-                    if side == 0:
-                        left += value
-                    else:
-                        right += value
-            both = gl.join(left, right).permute((0, 2, 1)).reshape([ROWS, BLOCK_N])
-            total = gl.convert_layout(both, layout, assert_trivial=True)
         else:
             for unit in range(first // STEPS, last // STEPS):
                 group = unit // UNITS
@@ -247,9 +201,6 @@ def _multiply(
                     x = a_ring.index(stage * CONSUMERS + PART)
                     y = b_ring.index(stage).permute((1, 0))
                     part = warpgroup_mma(x, y, part, use_acc=step > 0, is_async=True)
-                    if STEPS > 2 and step > 0:  # a long unit gives back its blocks one by one
-                        part = warpgroup_mma_wait(1, deps=[part])
-                        mbarrier.arrive(empty.index(before))
                     earlier = before
                     before = stage
                     stage, phase = _advance(stage, phase, STAGES)

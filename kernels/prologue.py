@@ -15,9 +15,8 @@ import functools
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -59,10 +58,18 @@ def _to_bool(x: Tensor) -> Tensor:
     return x != 0
 
 
-def _numbers(function: Callable[..., Any], *operands: Any) -> Any:
-    """``function`` of tensors, where torch's own takes no Python numbers."""
-    example = next(x for x in operands if isinstance(x, Tensor) and x.is_floating_point())
-    return function(*(x if isinstance(x, Tensor) else torch.full_like(example, x) for x in operands))
+def _tensors(function: Callable[..., Any], *operands: Any) -> Any:
+    """``function`` of tensors, where torch's own takes no Python numbers or truth values."""
+    example = next(x for x in operands if isinstance(x, Tensor))
+    dtypes = [x.dtype for x in operands if isinstance(x, Tensor) and x.is_floating_point()]
+    number = dtypes[0] if dtypes else torch.float32
+
+    def tensor(x: Any) -> Tensor:
+        return (
+            x if isinstance(x, Tensor) else example.new_tensor(x, dtype=torch.bool if isinstance(x, bool) else number)
+        )
+
+    return function(*map(tensor, operands))
 
 
 _ALL = ", propagate_nan=tl.PropagateNan.ALL)"
@@ -90,17 +97,17 @@ OPS: dict[str, Op] = {
     "sin": Op(1, torch.sin, "tl.sin({0})", 20),
     "cos": Op(1, torch.cos, "tl.cos({0})", 20),
     "relu": Op(1, torch.relu, "tl.maximum({0}, 0.0" + _ALL),
-    "maximum": Op(2, functools.partial(_numbers, torch.maximum), "tl.maximum({0}, {1}" + _ALL),
-    "minimum": Op(2, functools.partial(_numbers, torch.minimum), "tl.minimum({0}, {1}" + _ALL),
-    "where": Op(3, torch.where, "tl.where({0}, {1}, {2})"),
+    "maximum": Op(2, functools.partial(_tensors, torch.maximum), "tl.maximum({0}, {1}" + _ALL),
+    "minimum": Op(2, functools.partial(_tensors, torch.minimum), "tl.minimum({0}, {1}" + _ALL),
+    "where": Op(3, functools.partial(_tensors, torch.where), "tl.where({0}, {1}, {2})"),
     "eq": Op(2, operator.eq, "{0} == {1}", truth=True),
     "ne": Op(2, operator.ne, "{0} != {1}", truth=True),
     "lt": Op(2, operator.lt, "{0} < {1}", truth=True),
     "le": Op(2, operator.le, "{0} <= {1}", truth=True),
     "gt": Op(2, operator.gt, "{0} > {1}", truth=True),
     "ge": Op(2, operator.ge, "{0} >= {1}", truth=True),
-    "and": Op(2, torch.logical_and, "{0} & {1}", truth=True),
-    "or": Op(2, torch.logical_or, "{0} | {1}", truth=True),
+    "and": Op(2, functools.partial(_tensors, torch.logical_and), "{0} & {1}", truth=True),
+    "or": Op(2, functools.partial(_tensors, torch.logical_or), "{0} | {1}", truth=True),
     "not": Op(1, torch.logical_not, "{0} == 0", truth=True),
     "float": Op(1, _to_float, "{0}.to(tl.float32)"),
     "bool": Op(1, _to_bool, "{0} != 0", truth=True),
@@ -222,7 +229,7 @@ class Prologue:
         names: Sequence[str],
         result: str = "y",
         prefix: str = "s",
-        expressions: Mapping[str, str] = MappingProxyType({}),
+        expression: Callable[[int, Step], str] = lambda index, step: OPS[step.op].triton,
     ) -> str:
         """Triton statements, one a line, that compute the variable ``result``.
 
@@ -231,15 +238,14 @@ class Prologue:
                 that broadcast against each other. The result has the shape that they broadcast to in the steps.
             result: the variable to be assigned.
             prefix: of the steps' variables.
-            expressions: by operation, instead of those of ``OPS``.
+            expression: of a step, by its number, with ``{0}``, ``{1}``, … for the operands.
         """
         variables = {f"x{index}": name for index, name in enumerate(names)}
         lines = []
         for index, step in enumerate(self.steps):
             operands = [variables[o] if isinstance(o, str) else _constant(o) for o in step.operands]
             variables[f"s{index}"] = f"{prefix}{index}"
-            expression = expressions.get(step.op, OPS[step.op].triton)
-            lines.append(f"{prefix}{index} = {expression.format(*operands)}")
+            lines.append(f"{prefix}{index} = {expression(index, step).format(*operands)}")
         return "\n".join([*lines, f"{result} = {variables[self.result]}"])
 
 

@@ -22,7 +22,19 @@ from .prologue import Prologue
 from .scaling import carrier_dtype, summed_tokens
 from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div, padded
 
-__all__ = ["CAPABILITY", "KERNEL", "SPAN", "cpu", "cuda", "fake", "reference", "summed", "traffic", "why_not"]
+__all__ = [
+    "CAPABILITY",
+    "KERNEL",
+    "SPAN",
+    "cpu",
+    "cuda",
+    "fake",
+    "reference",
+    "summed",
+    "traffic",
+    "why_not",
+    "why_not_there",
+]
 
 SCHEMA = (
     "(Tensor[] inputs, str prologue, ScalarType dtype, int[] rows, str rows_rounding, str carrier, Tensor? rows_seed,"
@@ -38,6 +50,15 @@ SPAN = 256
 
 CAPABILITY = 90
 """Compute capability that the kernel is written for (as 90): it uses Hopper's warp-group products."""
+
+
+def why_not_there(device: torch.device) -> str:
+    """What keeps the CUDA kernel from a device, ``""`` when nothing does. Where there is none, none is in the way."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return ""
+    major, minor = torch.cuda.get_device_capability(device)
+    capable = 10 * major + minor == CAPABILITY
+    return "" if capable else f"scales in groups need compute capability 9.0, which {device} with {major}.{minor} lacks"
 
 
 def why_not(rows: Sequence[int], tokens: Sequence[int], dtype: torch.dtype) -> str:

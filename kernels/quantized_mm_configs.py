@@ -147,7 +147,8 @@ class Problem(NamedTuple):
     def specialisable(self) -> bool:
         """Whether warps may have roles of their own: Hopper's instructions, operands and result by the copy engine."""
         fits = self.tma and self.store() == "tma" and device(self.ordinal)[1] == HOPPER
-        return fits and self.step % 128 == 0 and self.step < EXACT_COLUMNS
+        whole = self.step % PROMOTE == 0 or self.step == PROMOTE // 2  # of the units in which sums move to float32
+        return fits and whole and self.step < EXACT_COLUMNS
 
     def store(self) -> str:
         """How the result may leave. The bulk copy engine wants rows that start at multiples of 16 bytes, and room in
@@ -158,7 +159,8 @@ class Problem(NamedTuple):
         """What the tuner's answer depends on; sizes in steps of an eighth of their power of two."""
         sizes = {"M": _bucket(self.m), "N": _bucket(self.n), "K": _bucket(self.k)}
         types = {"carrier": str(self.carrier), "dtype": str(self.dtype), "bias": str(self.bias)}
-        return {**sizes, **types, "step": self.step, "tma": self.tma, "store": self.store()}
+        scales = {"per row": [not self.repeat_a, not self.repeat_b], "per group": [not self.share_a, not self.share_b]}
+        return {**sizes, **types, **scales, "step": self.step, "tma": self.tma, "store": self.store()}
 
 
 def problem(

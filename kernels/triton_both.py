@@ -63,12 +63,12 @@ def quantize_both(
             result.zero_()
         return results
     strides = tuple(x.stride(0) if x.dim() else 0 for x in inputs)
-    booleans = tuple(x.dtype is torch.bool for x in inputs)
+    dtypes = tuple(x.dtype for x in inputs)
     seeds = (rows_seed is not None, tokens_seed is not None)
     try:
         launch = _plan(
-            length, channels, strides, booleans, first.device.index or 0, prologue, dtype,
-            tuple(rows), rows_rounding, tuple(tokens), tokens_rounding, seeds, sums, keep,
+            length, channels, strides, dtypes, first.device.index or 0, prologue, dtype,
+            tuple(rows), rows_rounding, carrier, tuple(tokens), tokens_rounding, seeds, sums, keep,
         )  # fmt: skip
         words = [first if seed is None else seed for seed in (rows_seed, tokens_seed)]
         launch(*inputs, *results, *words)
@@ -154,19 +154,22 @@ def _plan(
     length: int,
     channels: int,
     strides: tuple[int, ...],
-    booleans: tuple[bool, ...],
+    dtypes: tuple[torch.dtype, ...],
     ordinal: int,
     prologue: str,
     dtype: torch.dtype,
     rows: tuple[int, ...],
     rows_rounding: str,
+    carrier: str,
     tokens: tuple[int, ...],
     tokens_rounding: str,
     seeds: tuple[bool, bool],
     sums: bool,
     keep: bool,
 ) -> Launch:
-    """``seeds``: which of them are there; a kernel is compiled for their dtype."""
+    """A launch is for these dtypes alone: those of the inputs (``dtypes``), of the integers (``carrier``), and of the
+    seeds that are there (``seeds``)."""
+    del carrier
     reason = operator.why_not(rows, tokens, dtype)
     processors, capability = describe(ordinal)
     if capability != operator.CAPABILITY:
@@ -182,7 +185,7 @@ def _plan(
     even = channels % width == 0 and length % span == 0
     form = Form(
         prologue=prologue,
-        booleans=booleans,
+        booleans=tuple(kind is torch.bool for kind in dtypes),
         dtype=_DTYPES[dtype],
         rows=(rows[0], qmax(rows[1]), CODES[rows_rounding]) if rows else (),
         tokens=(*tokens[:2], qmax(tokens[2]), CODES[tokens_rounding]) if tokens else (),

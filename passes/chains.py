@@ -82,6 +82,7 @@ class Chain:
         ends: nodes that are leaves whatever they are; the root may be among them.
         nodes, leaves: of the chain; where the root itself is not pointwise there are no nodes, and it is the leaf.
         inside: the nodes of all chains of the graph.
+        too_long: there are more than ``LONGEST``, and none is taken in.
     """
 
     root: fx.Node | None = None
@@ -90,6 +91,7 @@ class Chain:
     nodes: tuple[fx.Node, ...] = ()
     leaves: tuple[fx.Node, ...] = ()
     inside: frozenset[fx.Node] = field(default=frozenset(), repr=False)
+    too_long: bool = False
 
     @classmethod
     def of(cls, root: fx.Node, shape: tuple[int, int], ends: frozenset[fx.Node]) -> Self:
@@ -113,7 +115,8 @@ class Chain:
                 stack += node.all_input_nodes
             else:
                 leaves.add(node)
-        if len(nodes) > LONGEST:
+        self.too_long = len(nodes) > LONGEST
+        if self.too_long:
             nodes, leaves = set(), {self.root}
         self.nodes, self.leaves = tuple(sorted(nodes)), tuple(sorted(leaves))
 

@@ -20,7 +20,7 @@ from hadamard_fx.kernels.library import load
 from hadamard_fx.kernels.prologue import Prologue
 
 from .candidates import MAKES_ROWS, MAKES_TOKENS, ROWS, TOKENS, Candidate, why_not_in_one_read
-from .chains import row_views
+from .chains import LONGEST, row_views
 from .joint_graph import JointGraph, module_of, value
 
 
@@ -77,7 +77,7 @@ class FindProducers:
 
     Attributes:
         devices: types of the devices where it pays: elsewhere an opaque call would undo Inductor's own fusion.
-        stores: a kernel of ours may compute what others read, too. Not in an exact forward, whose results are
+        stores: a kernel of ours may compute what others read, too. Not in a forward, where whatever is not quantised is
             Inductor's, bit for bit: two forms of erf differ in the last one.
     """
 
@@ -88,7 +88,7 @@ class FindProducers:
     def analyse(self, joint: JointGraph) -> tuple[tuple[Site, ...], tuple[Fusion, ...]]:
         """The sites to rewrite in graph order, and a fact on every tensor that was considered."""
         candidates, facts = [], []
-        for candidate in self._candidates(joint.graph):
+        for candidate in self._candidates(joint):
             reason = _why_not(candidate)
             if reason:
                 facts.append(_fact(joint, candidate, reason=reason))
@@ -104,15 +104,17 @@ class FindProducers:
             sites += [site] if site is not None else []
         return tuple(sites), tuple(facts)
 
-    def _candidates(self, graph: fx.Graph) -> Iterator[Candidate]:
+    def _candidates(self, joint: JointGraph) -> Iterator[Candidate]:
         """Tensors that our kernels read, with the first reader of each kind."""
         forms = {load()["quantize_rows"].op: MAKES_ROWS, load()["compress_tokens"].op: MAKES_TOKENS}
         found: dict[fx.Node, Candidate] = {}
-        for node in graph.nodes:
+        for node in joint.graph.nodes:
             form = forms.get(node.target)
             if form is None or value(node.all_input_nodes[0]).device.type not in self.devices:
                 continue
             y = row_views(node.all_input_nodes[0])
+            if y in joint.parameters_of:  # a weight, once a step
+                continue
             candidate = found.setdefault(y, Candidate(y))
             if getattr(candidate, form) is None:
                 setattr(candidate, form, node)
@@ -136,7 +138,7 @@ def _why_not_on_device(candidate: Candidate) -> str:
         return ""
     rows = [compat.arguments(candidate.rows)[key] for key in ROWS] if candidate.rows is not None else []
     tokens = [compat.arguments(candidate.tokens)[key] for key in TOKENS] if candidate.tokens is not None else []
-    return quantize_both.why_not(rows, tokens, y.dtype)
+    return quantize_both.why_not(rows, tokens, y.dtype) or quantize_both.why_not_there(y.device)
 
 
 def _grow(candidates: list[Candidate]) -> None:
@@ -157,22 +159,26 @@ def _decide(
     """The cheapest way, by bytes; where two cost the same, the simpler one."""
     prologue = candidate.prologue()
     ways = candidate.ways(all_of_them)
-    exact = bool(candidate.others) and not stores
+    exact = bool(candidate.others or candidate.sums) and not stores
     strided = bool(candidate.others) and not value(candidate.y).is_contiguous()  # the kernel writes rows
     if prologue is None or exact or strided:
         ways.pop("fused", None)
     best = min(ways, key=lambda way: ways[way])
     saved = ways["apart"] - ways[best]
     if best == "fused" and prologue is not None:
-        site = _site(candidate, *prologue, keep=bool(candidate.others), chain=candidate.chain.nodes)
+        keep = bool(candidate.others)
+        site = _site(candidate, *prologue, sums=candidate.sums, keep=keep, chain=candidate.chain.nodes)
         return site, _fact(joint, candidate, candidate.chain.names(), candidate.forms, saved)
     if best == "merged":  # what is merged reads y itself, which stays where it is
-        site = _site(candidate, Prologue.identity(), (candidate.calls[0].all_input_nodes[0],), keep=False)
+        y, sums = candidate.calls[0].all_input_nodes[0], candidate.sums if stores else ()
+        site = _site(candidate, Prologue.identity(), (y,), sums=sums, keep=False)
         return site, _fact(joint, candidate, forms=candidate.forms, saved=saved)
     if not candidate.chain.nodes:
         reason = "one kernel reads it, and it has no pointwise producer"
+        if candidate.chain.too_long:
+            reason = f"its producers are more than {LONGEST} operations"
     else:
-        reason = "an exact forward reads it, too" if exact else "no fewer bytes would be moved"
+        reason = "the forward reads it, too" if exact else "no fewer bytes would be moved"
         reason = "others read it in another order of axes" if strided and not exact else reason
     return None, _fact(joint, candidate, reason=reason)
 
@@ -182,11 +188,11 @@ def _site(
     prologue: Prologue,
     leaves: tuple[fx.Node, ...],
     *,
+    sums: tuple[fx.Node, ...],
     keep: bool,
     chain: tuple[fx.Node, ...] = (),
 ) -> Site:
-    rows, tokens, sums = candidate.rows, candidate.tokens, candidate.sums
-    return Site(candidate.y, candidate.shape, rows, tokens, sums, keep, prologue, leaves, chain)
+    return Site(candidate.y, candidate.shape, candidate.rows, candidate.tokens, sums, keep, prologue, leaves, chain)
 
 
 def _fact(

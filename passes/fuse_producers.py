@@ -41,7 +41,7 @@ class FuseProducers:
 
 @dataclass
 class _Editor:
-    """``stored``: what stands for a y that a kernel keeps, for the sites after it."""
+    """``stored``: what stands for a y that a kernel keeps, or for a sum that it makes, for the sites after it."""
 
     editor: GraphEditor
     stored: dict[fx.Node, fx.Node] = field(default_factory=dict)
@@ -108,7 +108,9 @@ class _Editor:
             result = self.editor.call(
                 prims.convert_element_type.default, (result, expected.dtype), total, backward=False
             )
-        total.replace_all_uses_with(self._shaped(result, list(expected.shape), total))
+        finished = self._shaped(result, list(expected.shape), total)
+        total.replace_all_uses_with(finished)
+        self.stored[total] = finished
 
     def _replace_y(self, site: Site, y: fx.Node) -> None:
         """Whoever else reads y reads what the kernel wrote."""

@@ -29,7 +29,7 @@ from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import ahead
 from hadamard_fx.kernels.library import Kernel, load
 from hadamard_fx.pass_record import PassRecord
-from hadamard_fx.plan import Plan, Role
+from hadamard_fx.plan import Plan
 from hadamard_fx.policy import Policy
 
 from .base import Effect
@@ -109,7 +109,7 @@ class Pipeline:
             self._runner.run(self._step(name), state)
         self.plan = state.plan
         if state.part == "inference":  # nothing will be partitioned
-            self._behind_partition(graph, state.part, self._exact_forward())
+            self._behind_partition(graph, state.part)
 
     def partition(
         self, joint: fx.GraphModule, joint_inputs: object, inner: Partitioner, *, num_fwd_outputs: int, **kwargs: object
@@ -120,38 +120,33 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        exact = (self._exact_forward(), False)
-        for part, name, untouched in zip(parts, ("forward", "backward"), exact, strict=True):
-            self._behind_partition(part.graph, name, untouched)
+        for part, name in zip(parts, ("forward", "backward"), strict=True):
+            self._behind_partition(part.graph, name)
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts
 
-    def _exact_forward(self) -> bool:
-        rewrites = self.plan.rewrites() if self.plan is not None else ()
-        return all(decision.gemm.role is not Role.FORWARD for decision in rewrites)
-
-    def _behind_partition(self, graph: fx.Graph, part: str, exact: bool) -> None:
+    def _behind_partition(self, graph: fx.Graph, part: str) -> None:
         """Let quantising kernels evaluate the producers of what they read, and start to compile all kernels."""
         state = State(JointGraph(graph, self.inputs), part, self.plan)
         if part != "inference":
             self._runner.start(state)
         split = self._order.index("partition")
         for name in self._order[split + 1 :]:
-            self._runner.run(self._step(name, exact), state)
+            self._runner.run(self._step(name), state)
         if state.sites and graph.owning_module is not None:
             graph.owning_module.recompile()
         if self.runs:
             ahead.prepare(_kernel_calls(graph))
 
-    def _step(self, name: str, exact: bool = False) -> Step:
-        """A stage of ours, or somebody's pass, ready to run; ``exact``: nobody quantised this forward."""
+    def _step(self, name: str) -> Step:
+        """A stage of ours, or somebody's pass, ready to run."""
         stages = {
             "find": Step(name, Effect.OBSERVES, self._find),
             "choose": Step(name, Effect.DECIDES, self._choose),
             "rewrite": Step(name, Effect.REWRITES, self._rewrite),
-            "producers": Step(name, Effect.OBSERVES, functools.partial(self._producers, exact=exact)),
+            "producers": Step(name, Effect.OBSERVES, self._producers),
             "fuse": Step(name, Effect.REWRITES, _fuse),
         }
         theirs = {entry.name: entry.run for entry in self.passes}
@@ -180,8 +175,8 @@ class Pipeline:
             calls = _kernel_calls(graph)
             ahead.prepare(call for call in calls if call[0].name not in ("quantize_rows", "compress_tokens"))
 
-    def _producers(self, state: State, exact: bool) -> dict[str, Any]:
-        state.sites, facts = FindProducers(self.fusible, stores=not exact).analyse(state.joint)
+    def _producers(self, state: State) -> dict[str, Any]:
+        state.sites, facts = FindProducers(self.fusible, stores=state.part == "backward").analyse(state.joint)
         self.fusions += facts
         return {"sites": len(state.sites)}
 

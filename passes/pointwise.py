@@ -6,6 +6,7 @@ The table says which aten op is which operation of ``kernels.prologue``. What ne
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,7 @@ class Builder:
     def __init__(self) -> None:
         self.leaves: dict[fx.Node, str] = {}
         self.kinds: list[str] = []
-        self.steps: dict[Step, str] = {}
+        self.steps: dict[str, tuple[Step, str]] = {}
         self._made: dict[fx.Node, Operand] = {}
 
     def leaf(self, node: fx.Node, kind: str) -> None:
@@ -103,7 +104,8 @@ class Builder:
             folded: Operand = OPS[op].torch(*map(_float32, operands)).item()
             return folded
         step = Step(op, operands)
-        return self.steps.setdefault(step, f"s{len(self.steps)}")
+        text = json.dumps([op, *step.operands])  # by text: True is not 1.0, nor 0.0 -0.0
+        return self.steps.setdefault(text, (step, f"s{len(self.steps)}"))[1]
 
     def add(self, node: fx.Node) -> None:
         """``node``, whose operands are there already."""
@@ -141,7 +143,7 @@ class Builder:
         made = self._made[result]
         if not isinstance(made, str) or "tile" not in self.kinds:
             return None
-        return Prologue(tuple(self.kinds), tuple(self.steps), made)
+        return Prologue(tuple(self.kinds), tuple(step for step, _ in self.steps.values()), made)
 
 
 def _float32(constant: Operand) -> torch.Tensor:
@@ -191,7 +193,11 @@ _SPECIAL: dict[Any, Callable[[Builder, fx.Node], Operand]] = {
 def _legal(node: fx.Node) -> bool:
     """The arguments of one of ``_SPECIAL`` are among those that are spelled out."""
     if node.target in CASTS:
-        return set(node.kwargs) <= {"dtype"}
+        before, after = value(node.all_input_nodes[0]).dtype, value(node).dtype
+        loses = after.is_floating_point and before.is_floating_point and after.itemsize < before.itemsize
+        return set(node.kwargs) <= {"dtype"} and not (loses and compat.keeps_casts())
     if value(node).dtype is torch.bool:
+        return False
+    if len(node.args) > 2 and node.target is not aten.clamp.default:
         return False
     return node.args[1] in _EXPONENTS if node.target is aten.pow.Tensor_Scalar else set(node.kwargs) <= {"alpha"}

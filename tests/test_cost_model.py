@@ -86,8 +86,13 @@ def test_h200_figures_in_si_units() -> None:
 
 def test_cuda_device_is_recognised_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    assert profile_for("cuda").name == "h200"
+    for name, profile in (
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "cuda_generic"),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
+        assert profile_for("cuda").name.split()[0] == profile
 
 
 def test_unknown_cuda_device_falls_back_openly(monkeypatch: pytest.MonkeyPatch) -> None:

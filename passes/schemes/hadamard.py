@@ -45,6 +45,7 @@ class HadamardRule(SchemeRule):
             # A forward in 8 bits keeps one scale per token: int8 products in groups lose more than one read spares.
             group = profile.column_group if gemm.role is Role.GRAD_INPUT and scheme.scale == "token" else 0
             fits = group and not quantize_both.why_not((scheme.order, scheme.bits, group), (), dtype_of(gemm))
+            fits = fits and not quantize_both.why_not_there(torch.device(gemm.device))
             scheme = replace(scheme, group=group if fits else 0)
         return scheme
 
@@ -52,6 +53,7 @@ class HadamardRule(SchemeRule):
         reason = super().illegal(scheme, gemm) or why_not_quantised(gemm)
         if not reason and scheme.group and gemm.device == "cuda":
             reason = quantize_both.why_not((scheme.order, scheme.bits, scheme.group), (), dtype_of(gemm))
+            reason = reason or quantize_both.why_not_there(torch.device(gemm.device))
         return reason
 
     def price(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
@@ -61,7 +63,7 @@ class HadamardRule(SchemeRule):
         launches = [
             quantize_rows.traffic(tokens, gemm.K.hint, scheme.order, size, group=scheme.group or 0),
             quantize_weight.traffic(gemm.K.hint, channels, scheme.order, size),
-            quantized_mm.traffic(gemm.M.hint, gemm.N.hint, gemm.K.hint, scheme.carrier, size),
+            quantized_mm.traffic(gemm.M.hint, gemm.N.hint, gemm.K.hint, scheme.carrier, size, scheme.group or 0),
         ]
         return Cost(seconds(launches, profile))
 

@@ -41,6 +41,7 @@ class LowRankRule(SchemeRule):
             return scheme
         settings = (scheme.order, scheme.rank, scheme.bits, profile.token_group)
         fits = scheme.scale == "channel" and not quantize_both.why_not((), settings, dtype_of(gemm))
+        fits = fits and not quantize_both.why_not_there(torch.device(gemm.device))
         return replace(scheme, group=profile.token_group if profile.token_group and fits else 0)
 
     def illegal(self, scheme: LowRank, gemm: Gemm) -> str:
@@ -54,7 +55,7 @@ class LowRankRule(SchemeRule):
         compress_x = compress_tokens.traffic(tokens, gemm.saved_extent, scheme.order, scheme.rank, size, group)
         launches = [
             compress_tokens.traffic(tokens, gemm.gradient_extent, scheme.order, scheme.rank, size, group),
-            quantized_mm.traffic(gemm.M.hint, gemm.N.hint, kept, "int8", size),
+            quantized_mm.traffic(gemm.M.hint, gemm.N.hint, kept, "int8", size, group // scheme.order * scheme.rank),
         ]
         shared = seconds([compress_x], profile) / sharing
         saved = 0 if gemm.held else int(compress_x.written) // sharing

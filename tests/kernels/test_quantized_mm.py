@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hadamard_fx.errors import KernelError
@@ -96,6 +97,21 @@ def test_a_shared_row_is_not_stepped_over() -> None:
     assert quantized_mm_configs.problem(a, b, scale_a, scale_b, 16, torch.float32).jumps == (4, 6)
     assert quantized_mm_configs.problem(a, b, scale_a, scale_b[:1], 16, torch.float32).jumps == (4, 0)
     assert quantized_mm_configs.problem(a, b, scale_a[:1, :1], scale_b[:, :1], 16, torch.float32).jumps == (0, 1)
+
+
+@pytest.mark.parametrize(("group", "specialised"), [(0, True), (128, True), (384, False), (512, True), (640, False)])
+def test_groups_that_are_no_whole_units_get_no_specialised_kernel(
+    group: int, specialised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It moves sums every 256 columns: of a group of 384 the second half would get the next one's scales."""
+    monkeypatch.setattr(quantized_mm_configs, "device", lambda ordinal: (132, 90))
+    with FakeTensorMode():
+        a, b = (torch.empty(rows, 3840, dtype=torch.int8, device="cuda") for rows in (304, 528))
+        count = 3840 // group if group else 1
+        scales = [torch.empty(count, rows, device="cuda") for rows in (304, 528)]
+        posed = quantized_mm_configs.problem(a, b, *scales, group, torch.bfloat16)
+    kernels = {entry["kernel"] for entry in quantized_mm_configs.candidates(posed)}
+    assert ("specialised" in kernels) == specialised and kernels
 
 
 @settings(max_examples=40, deadline=None)
@@ -248,7 +264,7 @@ def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPat
 ODD = [
     *SHAPES, (300, 520, 2064, 0), (768, 384, 25216, 0), (2048, 2056, 1000, 0), (384, 256, 8200, 512), (96, 80, 200, 20),
     (768, 3072, 3200, 0), (2048, 1300, 4096, 256), (304, 528, 2064, 128), (320, 136, 4096, 256), (768, 776, 6416, 128),
-    (6160, 384, 768, 128),
+    (6160, 384, 768, 128), (304, 528, 3840, 384), (304, 528, 3840, 640), (304, 528, 3840, 512),
 ]  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from hadamard_fx.errors import KernelError
 from hadamard_fx.kernels import ahead, library, quantize_both
 from hadamard_fx.kernels.both_source import Form, source
+from hadamard_fx.kernels.generated import module
 from hadamard_fx.kernels.prologue import Prologue, Step
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "kernels"
@@ -260,3 +262,58 @@ def test_another_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         arguments = call(IDENTITY, [torch.empty(512, 256, device="cuda", dtype=torch.bfloat16)], ROWS, TOKENS)
         with pytest.raises(KernelError, match=r"compute capability 8\.0"):
             KERNEL.cuda(*arguments)  # type: ignore[misc]
+
+
+def test_a_launch_is_for_the_dtypes_that_it_was_made_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiled kernel takes addresses: another dtype behind them would be read as the first."""
+    jobs: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(ahead, "submit", lambda *job: jobs.append(job))
+    monkeypatch.setattr(triton_both, "describe", lambda ordinal: (132, 90))
+    monkeypatch.setattr(triton_both.Launch, "__call__", lambda self, *tensors: jobs.append(self))
+    triton_both._plan.cache_clear()
+    with FakeTensorMode():
+        narrow, wide = (torch.empty(512, 256, device="cuda", dtype=d) for d in (torch.bfloat16, torch.float32))
+        KERNEL.cuda(*call(IDENTITY, [narrow], ROWS, TOKENS))  # type: ignore[misc]
+        KERNEL.cuda(*call(IDENTITY, [wide], ROWS, TOKENS))  # type: ignore[misc]
+        KERNEL.cuda(*call(IDENTITY, [narrow], ROWS, TOKENS, carrier="float8_e4m3"))  # type: ignore[misc]
+        KERNEL.cuda(*call(IDENTITY, [narrow], ROWS, TOKENS))  # type: ignore[misc]
+    triton_both._plan.cache_clear()
+    assert len(jobs) == 4 and len(set(map(id, jobs))) == 3 and jobs[0] is jobs[3]
+
+
+def test_short_forms_stand_where_their_digits_suffice() -> None:
+    """Beside 1 nothing is left of the digits of erf near 0; alone, they are the result."""
+    alone = Prologue(("tile",), (Step("erf", ("x0",)), Step("mul", ("s0", "x0"))), "s1")
+    both = Prologue(("tile",), (Step("tanh", ("x0",)), Step("add", ("s0", 1.0)), Step("mul", ("s0", "s1"))), "s2")
+    beside = Prologue(("tile",), (Step("tanh", ("x0",)), Step("add", ("s0", 1.0))), "s1")
+    texts = [
+        source(Form(p.to_text(), (False,), "bfloat16", (), (16, 8, 127, 0), False, False, 1, 4, True, False))
+        for p in (alone, both, beside)
+    ]
+    assert "parts.erf(x0)" in texts[0] and "parts.tanh(x0)" in texts[1]
+    assert "parts.tanh_beside_one(x0)" in texts[2] and "erf_beside_one" in source(FORMS["gelu_backward_both"])
+
+
+def test_the_short_forms_are_as_good_as_they_say() -> None:
+    x = torch.cat(
+        [torch.logspace(-30, 1, 4001, dtype=torch.float64), -torch.logspace(-30, 1, 4001, dtype=torch.float64)]
+    )
+    a, square = x.float().abs(), x.float() ** 2
+    t = 1 / (1 + 0.3275911 * a)
+    p = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    erf = torch.where(x < 0, -(1 - p * torch.exp(-square)), 1 - p * torch.exp(-square))
+    assert float((erf - torch.erf(x)).abs().max()) < 5e-7
+    series = x.float() * (1.1283791670955126 + square * (-0.37612638903183754 + square * 0.11283791670955126))
+    erf = torch.where(a < 0.1, series, erf)
+    assert float(((erf - torch.erf(x)) / torch.erf(x)).abs().max()) < 1e-5
+    tanh = 1 - 2 / (1 + torch.exp(2 * x.float()))
+    series = x.float() * (1 + square * (-1 / 3 + square * (2 / 15)))
+    tanh = torch.where(a < 0.1, series, tanh)
+    assert float(((tanh - torch.tanh(x)) / torch.tanh(x)).abs().max()) < 1e-5
+
+
+def test_threads_that_come_first_together_find_the_whole_module(tmp_path: Path) -> None:
+    text = "import time\ntime.sleep(0.2)\nready = True\n"
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: module(str(tmp_path), "slow", text).ready, range(8)))
+    assert found == [True] * 8

@@ -15,7 +15,10 @@ from torch import nn
 import hadamard_fx
 from hadamard_fx import backend
 from hadamard_fx.fusion import Fusion
+from hadamard_fx.kernels import quantize_both
+from hadamard_fx.kernels.prologue import Prologue, Step
 from hadamard_fx.passes.manager import Pipeline
+from hadamard_fx.passes.pointwise import Builder
 
 CPU = frozenset({"cpu"})
 GROUPED = {"profile": "hot", "grad_input": {"bits": 8, "group": 32}, "grad_weight": {"group": 64}}
@@ -135,7 +138,7 @@ def test_the_backward_of_an_activation_is_computed_in_the_kernel(name: str) -> N
 def test_an_activation_is_not_computed_twice_in_an_exact_forward() -> None:
     _, trace = run(Mlp(nn.GELU()), GROUPED, CPU)
     assert counts(trace.forward[0]) == (0, 2, 0)
-    assert "an exact forward reads it" in facts(trace, "x")["fc2"].reason
+    assert "the forward reads it" in facts(trace, "x")["fc2"].reason
 
 
 def test_both_halves_of_a_gated_mlp_share_leaves() -> None:
@@ -236,7 +239,7 @@ def test_the_report_names_what_is_fused_also_on_a_cache_hit(monkeypatch: pytest.
     assert found[0].fusions == found[1].fusions
     text = found[1].text(details=True, width=140)
     assert "g_y of fc1: gelu, gelu_backward computed in the quantising kernel, 144 KiB less traffic" in text
-    assert "x of fc2: an exact forward reads it" in text
+    assert "x of fc2: the forward reads it" in text
 
 
 def test_seeds_start_at_multiples_of_16_bytes() -> None:
@@ -244,3 +247,64 @@ def test_seeds_start_at_multiples_of_16_bytes() -> None:
     _, trace = run(Mlp(nn.GELU()), GROUPED, frozenset())
     draws = [node for node in trace.backward[0].graph.nodes if node.target is torch.ops.aten.select.int]
     assert len(draws) >= 3 and all(node.args[2] * torch.int64.itemsize % 16 == 0 for node in draws)
+
+
+class Context(nn.Module):
+    """The sum of one gradient over the tokens is part of what makes the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc0, self.fc1, self.out = nn.Linear(32, 64), nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(0, 1)
+        first = self.fc0(x)
+        return self.out(torch.tanh(self.fc1(x) + first.mean(0, keepdim=True)) * torch.sigmoid(first))
+
+
+def test_a_sum_that_the_kernel_makes_may_be_a_leaf_of_another_chain() -> None:
+    torch.manual_seed(0)
+    module = Context()
+    options = {**GROUPED, "grad_input": {**GROUPED["grad_input"], "rounding": "nearest"}}  # type: ignore[dict-item]
+    options["grad_weight"] = {**GROUPED["grad_weight"], "rounding": "nearest"}  # type: ignore[dict-item]
+    apart, _ = run(module, options, frozenset())
+    fused, trace = run(module, options, CPU)
+    assert counts(trace.backward[0])[2] == 3
+    assert all(torch.allclose(fused[key], apart[key], rtol=0.05, atol=1e-3) for key in apart)
+
+
+def test_a_layer_that_stays_exact_reads_what_inductor_computes() -> None:
+    """Also where other layers' forward is quantised."""
+    options = {**GROUPED, "forward": {"bits": 8, "group": 32, "rounding": "nearest"}, "overrides": {"fc2": "exact"}}
+    _, trace = run(Mlp(nn.GELU()), options, CPU)
+    kept = [n for n in trace.forward[0].graph.nodes if "quantize_both" in str(n.target) and n.args[-1]]
+    assert not kept
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (9, 0)])
+def test_other_devices_keep_the_kernels_that_they_have(
+    capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    reason = quantize_both.why_not_there(torch.device("cuda", 0))
+    assert ("compute capability 9.0" in reason) == (capability == (8, 0)) and bool(reason) == (capability == (8, 0))
+    assert not quantize_both.why_not_there(torch.device("cpu"))
+
+
+def test_constants_of_different_types_are_different_steps() -> None:
+    builder = Builder()
+    graph = torch.fx.Graph()
+    condition = graph.placeholder("c")
+    condition.meta["val"] = torch.empty(2, 2, dtype=torch.bool)
+    builder.leaf(condition, "tile")
+    number, truth = builder.step("where", "x0", 1.0, 0.0), builder.step("where", "x0", True, False)
+    zeros = builder.step("mul", number, 0.0), builder.step("mul", number, -0.0)
+    assert number != truth and zeros[0] != zeros[1] and builder.step("where", "x0", 1.0, 0.0) == number
+
+
+def test_truth_values_may_be_constants() -> None:
+    steps = (Step("where", (True, "x0", 0.0)), Step("gt", ("x0", 0.0)), Step("and", ("s1", True)),
+             Step("or", ("s2", False)), Step("where", ("s3", "s0", 0.0)))  # fmt: skip
+    x = torch.randn(4, 8)
+    assert torch.equal(Prologue(("tile",), steps, "s4").evaluate([x], torch.float32), x.relu())
