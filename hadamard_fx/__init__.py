@@ -6,9 +6,21 @@ there, rewrites those products, and lets Inductor compile the rest.
 
 from .backend import hadamard
 from .errors import HadamardError
+from .passes.base import Pass
+from .passes.registry import register_pass
 from .policy import Policy
 from .report import Report
 from .report.explain import Explanation, explain
 from .report.history import reports
 
-__all__ = ["Explanation", "HadamardError", "Policy", "Report", "explain", "hadamard", "reports"]
+__all__ = [
+    "Explanation",
+    "HadamardError",
+    "Pass",
+    "Policy",
+    "Report",
+    "explain",
+    "hadamard",
+    "register_pass",
+    "reports",
+]

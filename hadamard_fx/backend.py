@@ -18,6 +18,7 @@ from . import compat
 from .cost_model.device_profile import profile_for
 from .errors import OptionError
 from .kernels import library
+from .passes.dump import Dump
 from .passes.joint_graph import describe_inputs
 from .passes.manager import Pipeline, source_digest
 from .policy import Policy
@@ -102,7 +103,9 @@ def _inductor_patches(policy: Policy) -> dict[str, Any]:
 
 
 def _hooks(pipeline: Pipeline) -> dict[str, Any]:
-    decisive = _digest(pipeline)
+    decisive: str | None = _digest(pipeline)
+    if pipeline.identity.unknown or Dump.wanted():
+        decisive = None  # a hit would run no pass: it might be stale, and would dump nothing
     return {
         "joint_custom_pre_pass": _GraphHook("joint_custom_pre_pass", pipeline.rewrite_joint, decisive),
         "custom_partitioner_fn": _PartitionHook(pipeline, decisive),
@@ -117,6 +120,7 @@ def _digest(pipeline: Pipeline) -> str:
         repr(sorted(pipeline.fusible)),
         library.source_digest(),
         source_digest(),
+        pipeline.identity.digest,
         torch.__version__,
     )
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
@@ -146,7 +150,7 @@ def _uuid_of(hook: Any) -> tuple[bool, Any]:
 class _GraphHook(compat.CustomGraphPass):
     """One of Inductor's graph hooks: the user's own first, then ours."""
 
-    def __init__(self, name: str, ours: Callable[[fx.Graph], None], decisive: str) -> None:
+    def __init__(self, name: str, ours: Callable[[fx.Graph], None], decisive: str | None) -> None:
         theirs = compat.user_hook(name)
         self.theirs = list(theirs) if isinstance(theirs, (list, tuple)) else [theirs] if theirs is not None else []
         self.ours = ours
@@ -159,13 +163,14 @@ class _GraphHook(compat.CustomGraphPass):
 
     def uuid(self) -> Any:
         found = [_uuid_of(hook) for hook in self.theirs]
-        return (self.decisive, *(uuid for _, uuid in found)) if all(cacheable for cacheable, _ in found) else None
+        cacheable = self.decisive is not None and all(known for known, _ in found)
+        return (self.decisive, *(uuid for _, uuid in found)) if cacheable else None
 
 
 class _PartitionHook(compat.CustomPartitionerFn):
     """Our partition around the user's own partitioner, or around Inductor's min-cut."""
 
-    def __init__(self, pipeline: Pipeline, decisive: str) -> None:
+    def __init__(self, pipeline: Pipeline, decisive: str | None) -> None:
         self.theirs = compat.user_hook("custom_partitioner_fn")
         self.pipeline = pipeline
         self.decisive = decisive
@@ -176,4 +181,4 @@ class _PartitionHook(compat.CustomPartitionerFn):
 
     def uuid(self) -> Any:
         cacheable, theirs = _uuid_of(self.theirs)
-        return (self.decisive, theirs) if cacheable else None
+        return (self.decisive, theirs) if cacheable and self.decisive is not None else None

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.fx as fx
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, ParamAOTInput, PlainAOTInput
@@ -21,8 +22,10 @@ from torch._inductor import inductor_prims, list_mode_options
 from torch._inductor.codecache import CppCodeCache
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
+from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 __all__ = [
@@ -42,17 +45,36 @@ __all__ = [
     "lookup_hint",
     "module_path",
     "placeholder_descriptor",
+    "random_op",
     "seeds_op",
     "source_name",
     "statically_known_true",
     "symbol",
     "tensors",
+    "trace",
     "user_hook",
 ]
 
 seeds_op = inductor_prims.seeds
 """``prims.inductor_seeds(count, device) -> int64[count]``: drawn from the device's generator, reproducible under
 ``torch.manual_seed``."""
+
+
+random_op = inductor_prims.random
+"""``prims.inductor_random(size, seed, "rand") -> float32[size]``: a pure function of its seed, once compiled."""
+
+
+def trace(function: Callable[..., torch.Tensor], values: Sequence[torch.Tensor]) -> fx.Graph:
+    """The ops that a function of tensors is made of, those that Inductor would decompose decomposed.
+
+    Args:
+        values: fake tensors, symbolic sizes included.
+    """
+    with fresh_fake_mode(values), enable_python_dispatcher():
+        traced = make_fx(function, decomposition_table=select_decomp_table())(*values)
+    traced.graph.eliminate_dead_code()
+    graph: fx.Graph = traced.graph
+    return graph
 
 
 def lookup_hint(size: int | torch.SymInt) -> int:

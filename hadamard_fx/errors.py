@@ -31,16 +31,70 @@ class LawViolation(HadamardError, RuntimeError):
         node: name of the offending fx node, or ``""`` when the plan itself is at fault.
         detail: what was found.
         source: the user's source line that the node stems from, when known.
+        written: where the pass is written, ``"my_passes.py:12"``; ``""`` for a stage of this project.
     """
 
-    def __init__(self, law: str, after: str, node: str, detail: str, source: str = "") -> None:
+    def __init__(self, law: str, after: str, node: str, detail: str, source: str = "", written: str = "") -> None:
         self.law, self.after, self.node, self.detail, self.source = law, after, node, detail, source
+        self.written = written
+        where = f"\n  node: {node}" if node else ""
+        line = f"\n  your code: {source}" if source else ""
+        by = f"\n  the pass: {written}" if written else ""
+        leave = f'{{"passes": {{"{after}": False}}}}' if written else '{"profile": "exact"}'
+        super().__init__(
+            f"after pass {after!r} the law “{law}” is violated: {detail}{where}{line}{by}\n"
+            f"  This is a defect of the pass, not of your model. Until it is mended, compile with options={leave}."
+        )
+
+
+class PassDefinitionError(HadamardError, TypeError):
+    """A class cannot be a pass: no single effect, a name that is taken, a field without a default."""
+
+
+class PassLoadError(HadamardError, ImportError):
+    """An entry point of the group ``hadamard_fx.passes`` does not load, or leads to no pass."""
+
+
+class PassOrderError(HadamardError, ValueError):
+    """The passes cannot be ordered: a cycle, or a required pass that is not active."""
+
+
+class PassEffectError(HadamardError, RuntimeError):
+    """A pass did something else than its effect: it decides and edited the graph, or returned no plan.
+
+    Args:
+        name: of the pass.
+        written: where it is written, ``"my_passes.py:12"``.
+        detail: what it did.
+        node: the fx node that it did it to, ``""`` when there is none.
+        source: the user's source line that the node stems from, when known.
+    """
+
+    def __init__(self, name: str, written: str, detail: str, node: str = "", source: str = "") -> None:
+        self.name, self.written, self.detail, self.node, self.source = name, written, detail, node, source
         where = f"\n  node: {node}" if node else ""
         line = f"\n  your code: {source}" if source else ""
         super().__init__(
-            f"after pass {after!r} the law “{law}” is violated: {detail}{where}{line}\n"
-            f"  This is a defect of the pass, not of your model. Until it is mended, compile with "
-            f'options={{"profile": "exact"}}.'
+            f"pass {name!r} {detail}{where}{line}\n  the pass: {written}\n"
+            f'  Mend the pass, or leave it out: options={{"passes": {{"{name}": False}}}}.'
+        )
+
+
+class PassFailure(HadamardError, RuntimeError):
+    """A pass raised an exception.
+
+    Args:
+        name: of the pass.
+        written: the line of the pass that raised, ``"my_passes.py:20"``.
+        graph: what it ran on, ``"joint"``.
+        cause: the original error.
+    """
+
+    def __init__(self, name: str, written: str, graph: str, cause: BaseException) -> None:
+        self.name, self.written, self.graph, self.cause = name, written, graph, cause
+        super().__init__(
+            f"pass {name!r} failed on the {graph} graph: {type(cause).__name__}: {cause}\n  the pass: {written}\n"
+            f'  Leave it out meanwhile: options={{"passes": {{"{name}": False}}}}.'
         )
 
 

@@ -24,6 +24,7 @@ DEFAULTS: dict[str, Any] = {
     "count_saturation": False,
     "device_profile": None,
     "inductor": {},
+    "passes": {},
 }
 """Every option with its default. ``None``: as the profile says, or as the device at hand is."""
 
@@ -126,6 +127,16 @@ def _read_inductor(value: object, where: str) -> dict[str, object]:
     return dict(value)
 
 
+def _read_passes(value: object, where: str) -> dict[str, object]:
+    """Which passes exist, and their fields, is known where they are: a graph is compiled before those are checked."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f'{where}: expected a table such as {{"keep-ends-exact": {{"count": 2}}}}, got {value!r}')
+    for name, fields in value.items():
+        if not isinstance(fields, Mapping | bool):
+            raise OptionError(f"{where}, {name!r}: expected a table of the pass's fields, or false, got {fields!r}")
+    return dict(value)
+
+
 READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
     "overrides": _read_overrides,
@@ -133,6 +144,7 @@ READERS: dict[str, Callable[[object, str], Any]] = {
     "count_saturation": _read_switch,
     "device_profile": _read_device_profile,
     "inductor": _read_inductor,
+    "passes": _read_passes,
 }
 
 

@@ -87,13 +87,19 @@ class Policy:
             where = {"default": f"option {key!r}", "options": f"option {key!r}", "environment": f"environment, {key!r}"}
             values[key] = READERS[key](value, where.get(origin, f"{file}, {key!r}"))
         plain = tuple((key, (to_json(key, value), origin)) for key, (value, origin) in settings.items())
-        values.pop("inductor")
+        for key in ("inductor", "passes"):  # mappings, which would not hash; the settings hold them
+            values.pop(key)
         return cls(**values, settings=plain, file=file)
 
     @property
     def inductor(self) -> dict[str, Any]:
         """Patches of Inductor's own configuration."""
         return dict(dict(self.settings)["inductor"][0])
+
+    @property
+    def passes(self) -> dict[str, Any]:
+        """Pass -> table of its fields, or False: it is left out."""
+        return dict(dict(self.settings)["passes"][0])
 
     def choice(self, layer: str, role: Role) -> Choice:
         """What the product ``role`` of ``layer`` may use: the first matching override, else the option of the role,

@@ -14,8 +14,8 @@ __all__ = ["FILE_NAME", "PREFIX", "find_file", "read_environment", "read_file"]
 
 PREFIX = "HADAMARD_FX_"
 FILE_NAME = "hadamard.toml"
-NOT_OPTIONS = frozenset({"HADAMARD_FX_CACHE_DIR", "HADAMARD_FX_COMMIT", "HADAMARD_FX_CONFIG_DIR"})
-"""Variables of the kernels' cache and of the benchmarks: they change no decision."""
+NOT_OPTIONS = frozenset({"HADAMARD_FX_CACHE_DIR", "HADAMARD_FX_COMMIT", "HADAMARD_FX_CONFIG_DIR", "HADAMARD_FX_DUMP"})
+"""Variables of the kernels' cache, of the benchmarks and of the passes' dumps: they change no decision."""
 
 
 def read_environment(environ: Mapping[str, str], keys: tuple[str, ...]) -> dict[str, object]:

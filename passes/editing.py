@@ -19,6 +19,9 @@ aten = torch.ops.aten
 SAVE = "hadamard_fx_save"
 """``meta`` key of an op whose results the forward must keep for the backward."""
 
+PRODUCT = "hadamard_fx_product"
+"""``meta`` key of a node that a scheme's rule built: the product, by name, whose decision answers for it."""
+
 _INHERITED = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace", "seq_nr", "original_aten", "custom")
 _RECOMPUTE = ("recompute", "ac_graph_id")
 
@@ -39,6 +42,8 @@ class GraphEditor:
         self._counters = counters
         self._made: dict[Hashable, Any] = {}
         self._seed_vectors: dict[torch.device, fx.Node] = {}
+        self.product = ""
+        """The product that a rule is about to replace, ``""`` where no rule is at work."""
 
     def call(self, target: Any, args: tuple[Any, ...], like: fx.Node, *, backward: bool) -> fx.Node:
         """A new call in front of the current insertion point.
@@ -54,9 +59,49 @@ class GraphEditor:
         fakes = fx.map_arg(args, lambda operand: operand.meta["val"])
         with compat.fresh_fake_mode(fakes):
             node.meta["val"] = target(*fakes)
+        return self._tagged(node, backward)
+
+    def _tagged(self, node: fx.Node, backward: bool) -> fx.Node:
+        if self.product:
+            node.meta[PRODUCT] = self.product
         if backward:
             node.meta["partitioner_tag"] = "must_be_in_backward"
         return node
+
+    def inline(
+        self, function: Callable[..., torch.Tensor], operands: tuple[fx.Node, ...], like: fx.Node, *, backward: bool
+    ) -> fx.Node:
+        """``function(*operands)`` as nodes in front of the current insertion point; returns its result.
+
+        The formula that a test holds against the paper is thereby the one that runs.
+
+        Args:
+            function: one tensor from tensors, pure, in PyTorch; no branch on their values.
+            like, backward: as in ``call``; where a checkpointed region recomputes ``like``, it recomputes these too.
+        """
+        traced = compat.trace(function, [value(operand) for operand in operands])
+        inputs, made = iter(operands), {}
+        for node in traced.nodes:
+            if node.op == "placeholder":
+                made[node] = next(inputs)
+            elif node.op == "output":
+                result: fx.Node = made[node.args[0]]
+            else:
+                copy = made[node] = self.graph.node_copy(node, made.__getitem__)
+                copy.meta = {"val": node.meta["val"], **{key: like.meta[key] for key in _INHERITED if key in like.meta}}
+                self._tagged(copy, backward)
+                if not backward:
+                    inherit_recomputation(copy, like)
+        return result
+
+    def uniform(self, like: fx.Node) -> fx.Node:
+        """Random numbers in [0, 1), float32, in the shape of ``like``: drawn anew in every backward pass."""
+        seed = self.seed(value(like).device, like)
+        shape = [
+            extent if isinstance(extent, int) else self.call(aten.sym_size.int, (like, axis), like, backward=True)
+            for axis, extent in enumerate(value(like).shape)
+        ]
+        return self.call(compat.random_op, (shape, seed, "rand"), like, backward=True)
 
     def results(self, node: fx.Node, count: int) -> tuple[fx.Node, ...]:
         """The ``getitem`` nodes of a call with several results."""

@@ -15,8 +15,10 @@ from hadamard_fx.kernels.library import NAMESPACE, load
 from hadamard_fx.plan import Plan, Role
 from hadamard_fx.scheme import LowRank
 
+from .editing import PRODUCT
 from .find_gemms import LEFT_OPERAND
 from .joint_graph import JointGraph, source_line, strip_transpose, value
+from .rule import rule_of
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Offence:
 
     node: fx.Node | None
     detail: str
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,66 @@ class Law:
     offences: Callable[[JointGraph, Plan | None], Iterator[Offence]]
 
 
-def enforce(joint: JointGraph, plan: Plan | None, after: str, laws: tuple[Law, ...] = ()) -> None:
+def enforce(
+    joint: JointGraph,
+    plan: Plan | None,
+    after: str,
+    laws: tuple[Law, ...] = (),
+    *,
+    written: str = "",
+    fresh: tuple[fx.Node, ...] = (),
+) -> None:
     """Check every law, or only the given ones.
 
+    Args:
+        after: the pass that had just run.
+        written: where it is written, ``""`` for a stage of this project.
+        fresh: the nodes that it added: where somebody else wrote it, the values that they carry are computed again.
+
     Raises:
-        LawViolation: names the law, the pass that had just run, the node and the user's source line.
+        LawViolation: names the law, the pass, the node and the user's source line.
     """
     for law in laws or LAWS:
         for offence in law.offences(joint, plan):
-            name = offence.node.name if offence.node is not None else ""
-            line = source_line(offence.node) if offence.node is not None else ""
-            raise LawViolation(law.sentence, after, name, offence.detail, line)
+            raise _violation(law, after, offence, written)
+    if written:
+        for node in fresh:
+            if isinstance(node.target, torch._ops.OpOverload) and (found := _wrong_value(node)):
+                raise _violation(VALUES_MATCH, after, Offence(node, found), written)
+
+
+def _violation(law: Law, after: str, offence: Offence, written: str) -> LawViolation:
+    node = offence.node
+    source = offence.source or (source_near(node) if node is not None else "")
+    return LawViolation(law.sentence, after, node.name if node is not None else "", offence.detail, source, written)
+
+
+def source_near(node: fx.Node) -> str:
+    """The user's source line of a node or, where a pass made it, of the nearest node that it is made of."""
+    seen = [node]
+    for current in seen:
+        if line := source_line(current):
+            return line
+        seen += [operand for operand in current.all_input_nodes if operand not in seen]
+    return next((line for user in node.users if (line := source_line(user))), "")
+
+
+def _well_formed(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    """fx's own check, with the node's name."""
+    seen: set[fx.Node] = set()
+    for node in joint.graph.nodes:
+        for operand in node.all_input_nodes:
+            if operand.graph is not joint.graph:
+                yield Offence(node, f"it reads {operand.name}, a node of another graph")
+            elif operand not in seen:
+                yield Offence(node, f"it reads {operand.name}, which was erased or comes after it")
+        seen.add(node)
+    if len(joint.graph.find_nodes(op="output")) != 1:
+        yield Offence(None, "a graph has exactly one output")
+    try:
+        joint.graph.lint()
+    except RuntimeError as error:
+        yield Offence(None, str(error))
 
 
 def _calls(joint: JointGraph, name: str) -> Iterator[fx.Node]:
@@ -60,14 +112,30 @@ def _one_decision_per_product(joint: JointGraph, plan: Plan | None) -> Iterator[
         if count != 1:
             yield Offence(None, f"{name} has {count} decisions")
     for node in joint.graph.nodes:
-        if node.target in LEFT_OPERAND and node.name not in counted:
+        if node.target in LEFT_OPERAND and node.name not in counted and node.meta.get(PRODUCT) not in counted:
             yield Offence(node, "a product without a decision")
+
+
+def _node(joint: JointGraph, name: str) -> fx.Node | None:
+    return next((node for node in joint.graph.nodes if node.name == name), None)
+
+
+def _legal(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
+    for decision in plan.rewrites() if plan else ():
+        gemm = decision.gemm
+        reason = rule_of(decision.scheme).illegal(decision.scheme, gemm)
+        if gemm.role is Role.FORWARD and getattr(decision.scheme, "rounding", "nearest") != "nearest":
+            reason = reason or "a forward that is computed again would draw other numbers; round it to nearest"
+        if reason:
+            detail = f"{decision.scheme} for {gemm.node}, the {gemm.role} of {gemm.layer}: {reason}"
+            yield Offence(_node(joint, gemm.node), detail, gemm.source)
 
 
 def _low_rank_only_along_tokens(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
     for decision in plan.decisions if plan else ():
         if isinstance(decision.scheme, LowRank) and decision.gemm.role is not Role.GRAD_WEIGHT:
-            yield Offence(None, f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}")
+            detail = f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}"
+            yield Offence(_node(joint, decision.gemm.node), detail, decision.gemm.source)
     for node in _calls(joint, "compress_tokens"):  # the graph, whatever role the analysis gave the product
         if node.args[0] in joint.parameters_of:
             yield Offence(node, "it compresses a parameter, whose axes hold no tokens")
@@ -114,17 +182,25 @@ def _values_match_fakes(joint: JointGraph, plan: Plan | None) -> Iterator[Offenc
     for node in joint.graph.nodes:
         if node.op == "call_function" and "val" not in node.meta:
             yield Offence(node, "meta['val'] is missing")
-        elif getattr(node.target, "namespace", "") == NAMESPACE:
-            arguments = fx.map_arg(node.args, lambda operand: operand.meta["val"])
-            with compat.fresh_fake_mode(arguments):
-                fake = node.target(*arguments)
-            if _shapes(fake) != _shapes(node.meta["val"]):
-                yield Offence(node, f"meta['val'] is {_shapes(node.meta['val'])}, the op gives {_shapes(fake)}")
+        elif getattr(node.target, "namespace", "") == NAMESPACE and (found := _wrong_value(node)):
+            yield Offence(node, found)
 
 
-def _shapes(result: object) -> list[tuple[str, torch.dtype]]:
-    tensors = [result] if isinstance(result, torch.Tensor) else list(result)  # type: ignore[call-overload]
-    return [(str(tuple(t.shape)), t.dtype) for t in tensors]
+def _wrong_value(node: fx.Node) -> str:
+    """How ``meta["val"]`` differs from what the op gives, ``""`` where it does not."""
+    if "val" not in node.meta:
+        return "meta['val'] is missing"
+    arguments, named = fx.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
+    with compat.fresh_fake_mode([*arguments, *named.values()]):
+        fake = node.target(*arguments, **named)  # type: ignore[operator]
+    if _shapes(fake) == _shapes(node.meta["val"]):
+        return ""
+    return f"meta['val'] is {_shapes(node.meta['val'])}, the op gives {_shapes(fake)}"
+
+
+def _shapes(result: object) -> list[tuple[str, object]]:
+    parts = list(result) if isinstance(result, list | tuple) else [result]
+    return [(str(tuple(p.shape)), p.dtype) if isinstance(p, torch.Tensor) else ("", type(p)) for p in parts]
 
 
 def _independent_draws(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
@@ -154,9 +230,13 @@ def _forward_untouched(joint: JointGraph, plan: Plan | None) -> Iterator[Offence
 VALUES_MATCH = Law("every node carries meta['val'], and it matches the op's fake result", _values_match_fakes)
 """The law that a partitioned graph can be held against: it does not say what the other half holds."""
 
+WELL_FORMED = Law("the graph is well formed", _well_formed)
+
 LAWS = (
+    WELL_FORMED,  # the others walk the graph, so that they need this one
     Law("every product has exactly one decision", _one_decision_per_product),
     Law("low rank is taken along the tokens only", _low_rank_only_along_tokens),
+    Law("a scheme is used only where its rule calls it legal", _legal),
     Law("scales vary only along axes that are not contracted", _scales_off_the_contracted_axis),
     Law("both operands carry the same transform along the contracted axis", _same_transform_on_both_sides),
     VALUES_MATCH,

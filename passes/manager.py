@@ -1,7 +1,10 @@
 """The order of the passes, with the laws between them.
 
-joint graph ─ FindGemms ─ ChooseSchemes ⇒ Plan ─ RewriteGemms ─ (Inductor's joint passes) ─ partition
-    └─ forward graph, backward graph ─ FindProducers ⇒ sites ─ FuseProducers
+joint graph ─ find ─ choose ⇒ Plan ─ rewrite ─ (Inductor's joint passes) ─ partition
+    └─ forward graph, backward graph ─ producers ⇒ sites ─ fuse
+
+Passes of others stand among these stages (``base``): those that decide between choose and rewrite, those that edit
+between rewrite and partition. ``order`` sorts them, ``runner`` runs stages and passes alike.
 
 The producers are fused right after the partition and not in a post-grad hook: Inductor compiles the backward when it
 first runs, after the report was written, and takes it from a cache without running any hook.
@@ -25,17 +28,23 @@ from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import ahead
 from hadamard_fx.kernels.library import Kernel, load
+from hadamard_fx.pass_record import PassRecord
 from hadamard_fx.plan import Plan
 from hadamard_fx.policy import Policy
 
+from .base import Effect
 from .choose import ChooseSchemes
+from .dump import Dump
 from .find_gemms import FindGemms
 from .find_producers import FindProducers
 from .fuse_producers import FuseProducers
+from .identity import Identity, identify
 from .joint_graph import GraphInput, JointGraph
-from .laws import VALUES_MATCH, enforce
+from .order import Placed, in_order, unknown_neighbours
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
+from .registry import PASSES, active
 from .rewrite import RewriteGemms
+from .runner import Runner, State, Step, step_of
 
 
 @dataclass
@@ -43,8 +52,9 @@ class Pipeline:
     """The passes of one compilation and what they found.
 
     Attributes:
-        policy, profile, inputs: everything that decides.
+        policy, profile, inputs: everything that decides, beside the passes of others.
         runs: the result will be run, so that its kernels are worth compiling.
+        passes: those of others, with their options; all that are registered, as the policy says.
         plan: the decisions, once the joint graph was seen.
         saved: what the forward keeps, once the graph was partitioned.
         saved_exact: what it would keep with every product left alone.
@@ -61,35 +71,45 @@ class Pipeline:
     saved_exact: tuple[SavedTensor, ...] | None = None
     fusible: frozenset[str] = frozenset({"cuda"})
     fusions: tuple[Fusion, ...] = ()
+    passes: tuple[Placed, ...] = field(init=False)
     _before: fx.GraphModule | None = field(default=None, repr=False)
+    _runner: Runner = field(default_factory=Runner, repr=False)
+
+    def __post_init__(self) -> None:
+        self.passes = active(self.policy.passes)
+        self._order = in_order(self.passes, PASSES)
+
+    @property
+    def records(self) -> tuple[PassRecord, ...]:
+        """Of every pass that ran, in order."""
+        return tuple(self._runner.records)
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """Of the passes and schemes of others, for cache keys."""
+        return identify(self.passes, self._order)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the passes, a sentence each."""
+        return (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
         """Decide on every product of a joint or inference graph and rewrite it in place.
 
         Raises:
-            LawViolation: a pass broke the graph.
+            LawViolation: a pass broke the graph. PassEffectError, PassFailure: somebody's pass went wrong.
         """
         joint = JointGraph(graph, self.inputs)
-        find, choose = FindGemms(), ChooseSchemes(self.policy, self.profile)
-        gemms = find.analyse(joint)
-        decisions = choose.decide(gemms)
-        plan = Plan(decisions, self.profile.name, joint.training, self.policy.settings)
-        enforce(joint, plan, choose.name)
-        self.plan, self.fusions = plan, ()
-        if not plan.rewrites():
-            return
-        compiles = self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites())
-        if compiles:
-            ahead.start()
-        self._before = _copy(graph)
-        rewrite = RewriteGemms(plan)
-        rewrite.rewrite(joint)
-        enforce(JointGraph(graph, self.inputs), plan, rewrite.name)
-        if compiles:  # what fusing will not change, while the graph is partitioned
-            calls = _kernel_calls(graph)
-            ahead.prepare(call for call in calls if call[0].name not in ("quantize_rows", "compress_tokens"))
-        if not joint.training:
-            self._fuse(graph, forward=True)  # nothing will be partitioned
+        state = State(joint, "joint" if joint.training else "inference")
+        self.plan, self.fusions, self._runner = None, (), Runner(dump=Dump.from_environment())
+        self._runner.start(state)
+        split = self._order.index("partition")
+        for name in self._order[:split]:
+            self._runner.run(self._step(name), state)
+        self.plan = state.plan
+        if state.part == "inference":  # nothing will be partitioned
+            self._behind_partition(graph, state.part)
 
     def partition(
         self, joint: fx.GraphModule, joint_inputs: object, inner: Partitioner, *, num_fwd_outputs: int, **kwargs: object
@@ -100,26 +120,69 @@ class Pipeline:
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
         parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
-        for part, is_forward in zip(parts, (True, False), strict=True):
-            self._fuse(part.graph, forward=is_forward)
+        for part, name in zip(parts, ("forward", "backward"), strict=True):
+            self._behind_partition(part.graph, name)
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
         if self.saved_exact is None:
             self.saved_exact = self.saved
         return parts
 
-    def _fuse(self, graph: fx.Graph, *, forward: bool) -> None:
+    def _behind_partition(self, graph: fx.Graph, part: str) -> None:
         """Let quantising kernels evaluate the producers of what they read, and start to compile all kernels."""
-        joint = JointGraph(graph, self.inputs)
-        sites, facts = FindProducers(self.fusible, stores=not forward).analyse(joint)
-        fuse = FuseProducers(sites)
-        fuse.rewrite(joint)
-        if sites:
-            enforce(JointGraph(graph, self.inputs), None, fuse.name, (VALUES_MATCH,))
-            if graph.owning_module is not None:
-                graph.owning_module.recompile()
-        self.fusions += facts
+        state = State(JointGraph(graph, self.inputs), part, self.plan)
+        if part != "inference":
+            self._runner.start(state)
+        split = self._order.index("partition")
+        for name in self._order[split + 1 :]:
+            self._runner.run(self._step(name), state)
+        if state.sites and graph.owning_module is not None:
+            graph.owning_module.recompile()
         if self.runs:
             ahead.prepare(_kernel_calls(graph))
+
+    def _step(self, name: str) -> Step:
+        """A stage of ours, or somebody's pass, ready to run."""
+        stages = {
+            "find": Step(name, Effect.OBSERVES, self._find),
+            "choose": Step(name, Effect.DECIDES, self._choose),
+            "rewrite": Step(name, Effect.REWRITES, self._rewrite),
+            "producers": Step(name, Effect.OBSERVES, self._producers),
+            "fuse": Step(name, Effect.REWRITES, _fuse),
+        }
+        theirs = {entry.name: entry.run for entry in self.passes}
+        return stages[name] if name in stages else step_of(theirs[name], self.profile)
+
+    def _find(self, state: State) -> dict[str, Any]:
+        state.gemms = FindGemms().analyse(state.joint)
+        return {"products": len(state.gemms)}
+
+    def _choose(self, state: State) -> None:
+        decisions = ChooseSchemes(self.policy, self.profile).decide(state.gemms)
+        state.plan = Plan(decisions, self.profile.name, state.part == "joint", self.policy.settings)
+
+    def _rewrite(self, state: State) -> None:
+        graph, plan = state.joint.graph, state.plan
+        assert plan is not None
+        if plan.rewrites() or any(entry.run.effect() is Effect.REWRITES for entry in self.passes):
+            self._before = _copy(graph)
+        if not plan.rewrites():
+            return
+        compiles = self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites())
+        if compiles:
+            ahead.start()
+        RewriteGemms(plan).rewrite(state.joint)
+        if compiles:  # what fusing will not change, while the graph is partitioned
+            calls = _kernel_calls(graph)
+            ahead.prepare(call for call in calls if call[0].name not in ("quantize_rows", "compress_tokens"))
+
+    def _producers(self, state: State) -> dict[str, Any]:
+        state.sites, facts = FindProducers(self.fusible, stores=state.part == "backward").analyse(state.joint)
+        self.fusions += facts
+        return {"sites": len(state.sites)}
+
+
+def _fuse(state: State) -> None:
+    FuseProducers(state.sites).rewrite(state.joint)
 
 
 def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:

@@ -28,6 +28,7 @@ class RewriteGemms:
         _ = joint.tangent_closure, joint.parameters_of  # of the graph as it was before the first edit
         for decision in decisions:
             node = by_name[decision.gemm.node]
+            editor.product = node.name
             with joint.graph.inserting_before(node):
                 product = rule_of(decision.scheme).rewrite(decision.scheme, node, editor)
             node.replace_all_uses_with(product)

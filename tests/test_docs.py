@@ -1,7 +1,8 @@
 """The pages are true: Python blocks run, messages are the ones that are printed, links lead somewhere.
 
-A block marked ``no-run`` is skipped. One marked ``raises`` must raise, and the block below it holds the message, in
-which ``…`` stands for anything. The blocks of a page share their names, from top to bottom.
+A block marked ``no-run`` is skipped. One marked ``file=PATH`` is an excerpt of that file. One marked ``raises`` must
+raise, and the block below it holds the message, in which ``…`` stands for anything. The blocks of a page share their
+names, from top to bottom.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import torch
 
 from hadamard_fx.errors import HadamardError
 from hadamard_fx.options import DEFAULTS, PRODUCTS
+from hadamard_fx.passes.registry import PASSES
+from hadamard_fx.passes.rule import load_rules
 from hadamard_fx.policy import PROFILES
 from hadamard_fx.profiles import DEFAULT_SCHEMES
+from hadamard_fx.scheme import Scheme
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -27,14 +31,16 @@ BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """No settings of this machine; profiles that a page registers are forgotten."""
+    """No settings of this machine; profiles, passes and schemes that a page registers are forgotten."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in os.environ if name.startswith("HADAMARD_FX_")]:
         monkeypatch.delenv(name)
-    known = dict(PROFILES)
+    tables = (PROFILES, PASSES, load_rules(), Scheme.kinds)
+    known = [dict(table) for table in tables]
     yield
-    PROFILES.clear()
-    PROFILES.update(known)
+    for table, entries in zip(tables, known, strict=True):
+        table.clear()
+        table.update(entries)
     torch._dynamo.reset()
 
 
@@ -65,6 +71,13 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_excerpts_are_what_the_files_say(page):
+    for _, mark, code in BLOCK.findall(page.read_text(encoding="utf-8")):
+        if (file := re.search(r"file=(\S+)", mark)) is not None:
+            assert code in (ROOT / file[1]).read_text(encoding="utf-8"), f"{page.name} shows another {file[1]}"
 
 
 def test_every_option_and_field_is_documented():

@@ -79,8 +79,9 @@ def _report(name: str, pipeline: Pipeline) -> Report:
         saved_after=None if exact is None else sum(tensor.bytes for tensor in saved),
         saved=tuple((tensor.node, tensor.bytes, tensor.layer) for tensor in saved),
         fusions=pipeline.fusions,
+        passes=pipeline.records,
         from_cache=False,
-        warnings=() if unmatched is None else (str(unmatched),),
+        warnings=(*pipeline.warnings, *(() if unmatched is None else (str(unmatched),))),
     )
 
 

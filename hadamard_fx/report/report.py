@@ -10,6 +10,7 @@ from rich.console import RenderableType
 
 from ..errors import HadamardError, ReportError
 from ..fusion import Fusion
+from ..pass_record import PassRecord
 from ..plan import Plan
 from . import text
 from .saturation import Saturated, saturated_sums
@@ -29,6 +30,7 @@ class Report:
         saved_before, saved_after: bytes kept between forward and backward, counted on the partitioned graph without and
             with the rewrites; None where that was not measured or the graph has no backward.
         saved: (node, bytes, layer) of each tensor that is kept, with the rewrites.
+        passes: every run of every pass, with its time.
         fusions: what became of the producers of every tensor that a kernel quantises on its own.
         from_cache: the graph came from a compilation cache, so this report was stored by an earlier one.
         warnings: for a person, each a sentence.
@@ -45,6 +47,7 @@ class Report:
     saved_after: int | None = None
     saved: tuple[tuple[str, int, str], ...] = ()
     fusions: tuple[Fusion, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
     from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -84,6 +87,7 @@ class Report:
             "saved": [{"node": node, "bytes": size, "layer": layer} for node, size, layer in self.saved],
             "fusions": [fusion.to_json() for fusion in self.fusions],
             "saturation": [entry.to_json() for entry in self.saturation],
+            "passes": [record.to_json() for record in self.passes],
             "plan": self.plan.to_json(),
         }
 
@@ -125,6 +129,7 @@ class Report:
                 saved_after=fields["saved_bytes_after"],
                 saved=tuple((entry["node"], entry["bytes"], entry["layer"]) for entry in fields["saved"]),
                 fusions=tuple(Fusion.from_json(entry) for entry in fields["fusions"]),
+                passes=tuple(PassRecord.from_json(entry) for entry in fields.get("passes", ())),
                 from_cache=fields["from_cache"],
                 warnings=tuple(fields["warnings"]),
             )

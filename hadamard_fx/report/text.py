@@ -47,7 +47,7 @@ def render(report: Report, *, details: bool = False) -> RenderableType:
         parts += [Text(), _fused(report)]
     parts += [Text(), _settings(report), *saturation.view(report.saturation)]
     if details:
-        parts += [*_details(report), *_saved(report), *_not_fused(report)]
+        parts += [*_details(report), *_saved(report), *_not_fused(report), *_passes(report)]
     return Group(*parts)
 
 
@@ -151,4 +151,18 @@ def _saved(report: Report) -> Iterator[RenderableType]:
     table = Table.grid(padding=(0, 2))
     for node, size, layer in sorted(report.saved, key=lambda entry: -entry[1]):
         table.add_row(Text(format_bytes(size), justify="right"), node, Text(layer, style="dim"))
+    yield table
+
+
+def _passes(report: Report) -> Iterator[RenderableType]:
+    if not report.passes:
+        return
+    yield Text("\nPasses", style="bold")
+    table = Table.grid(padding=(0, 2))
+    for record in report.passes:
+        told = [record.change or "no change"] if record.effect != "observes" else []
+        told += [f"{key} = {_value(value)}" for key, value in {**record.options, **record.facts}.items()]
+        name = Text(record.name, style="" if record.builtin else "green")
+        time = Text(format_seconds(record.seconds), justify="right")
+        table.add_row(name, time, record.graph, Text(f"{record.effect}: {', '.join(told)}", style="dim"))
     yield table

@@ -48,6 +48,18 @@ def compressed_parameter(graph: fx.Graph, plan: Plan) -> Plan:
     return plan
 
 
+def reads_what_comes_later(graph: fx.Graph, plan: Plan) -> Plan:
+    product = first(graph, load()["quantized_mm"].op)
+    graph.find_nodes(op="output")[0].prepend(next(iter(product.all_input_nodes)))
+    return plan
+
+
+def illegal_scheme(graph: fx.Graph, plan: Plan) -> Plan:
+    scheme = next(d.scheme for d in plan.decisions if d.gemm.role is Role.GRAD_INPUT)
+    swapped = [replace(d, scheme=scheme) if d.gemm.role is Role.GRAD_WEIGHT else d for d in plan.decisions]
+    return replace(plan, decisions=tuple(swapped))
+
+
 def scales_swapped(graph: fx.Graph, plan: Plan) -> Plan:
     product = first(graph, load()["quantized_mm"].op)
     a, b, scale_a, scale_b, *rest = product.args
@@ -90,6 +102,8 @@ SPOILS: dict[Spoil, str] = {
     no_decision: "every product has exactly one decision",
     low_rank_on_grad_input: "low rank is taken along the tokens only",
     compressed_parameter: "low rank is taken along the tokens only",
+    reads_what_comes_later: "the graph is well formed",
+    illegal_scheme: "a scheme is used only where its rule calls it legal",
     scales_swapped: "scales vary only along axes that are not contracted",
     other_order: "both operands carry the same transform along the contracted axis",
     wrong_value: "every node carries meta['val'], and it matches the op's fake result",
