@@ -27,8 +27,11 @@ def settle(before: Plan, after: Plan, name: str, profile: DeviceProfile) -> Plan
     settled = []
     for decision in after.decisions:
         former = known.get(decision.gemm.node)
-        if former is None or former.scheme == decision.scheme:
-            settled.append(decision)
+        if former is None:
+            settled.append(decision)  # a law refuses it
+        elif former.scheme == decision.scheme:
+            signed = former.reason if decision.reason == former.reason else f"pass {name!r}: {decision.reason}"
+            settled.append(replace(former, reason=signed))
         else:
             settled.append(_settle(former, decision, name, profile, max(sharing[decision.gemm.saved], 1)))
     return replace(after, decisions=tuple(settled))

@@ -34,6 +34,17 @@ def test_a_pass_changes_decisions_and_signs_them() -> None:
     assert all(d.rewritten for d in trace.of(Role.GRAD_WEIGHT))
 
 
+def test_a_reason_without_another_scheme_is_signed_and_the_price_stays() -> None:
+    class Boast(hadamard_fx.Pass):
+        def decide(self, plan: Plan, joint: JointGraph) -> Plan:
+            return replace(plan, decisions=tuple(replace(d, reason="fast", cost=d.exact_cost) for d in plan.decisions))
+
+    before = compiled()[1].of(Role.GRAD_INPUT)
+    register_pass(Boast)
+    for old, new in zip(before, compiled()[1].of(Role.GRAD_INPUT), strict=True):
+        assert new == replace(old, reason="pass 'boast': fast")
+
+
 def test_options_set_fields_and_switch_off() -> None:
     register_pass(Keep)
     _, trace = compiled(keep={"role": "grad_weight"})
