@@ -236,7 +236,7 @@ def test_traffic_is_algebra() -> None:
     assert traffic.unit == "int8" and quantized_mm.traffic(3, 5, 16, "float8_e4m3", 2).unit == "float8"
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run with TRITON_INTERPRET=1")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_interpreter.py runs it")
 @pytest.mark.parametrize("processors", [1, 2, 3, 7, 30])
 @pytest.mark.parametrize("kernel", ["tiles", "stream"])
 def test_interpreted(kernel: str, processors: int, monkeypatch: pytest.MonkeyPatch) -> None:

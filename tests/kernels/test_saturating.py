@@ -207,7 +207,7 @@ def test_published_shares_of_saturated_sums(tile: int, k: int, accumulator: int,
     assert low <= share <= high
 
 
-@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="run with TRITON_INTERPRET=1")
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="test_interpreter.py runs it")
 @pytest.mark.parametrize("tile", [0, 16, 32, 128])
 def test_interpreted(tile: int) -> None:
     pytest.importorskip("triton")
