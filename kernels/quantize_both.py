@@ -131,9 +131,8 @@ def reference(
         along_rows = quantize_rows.reference(y, rows_seed, order, bits, "token", rows_rounding, carrier, group)
     if tokens:
         order, rank, bits, group = tokens
-        along_tokens = compress_tokens.reference(y, tokens_seed, order, rank, bits, "channel", tokens_rounding, group)[
-            :2
-        ]
+        q, scale, _ = compress_tokens.reference(y, tokens_seed, order, rank, bits, "channel", tokens_rounding, group)
+        along_tokens = q, scale
     return y if keep else empty, *along_rows, *along_tokens, _sums(y.double(), tokens) if sums else empty
 
 
@@ -211,9 +210,8 @@ def fake(
         raise ValueError("quantize_both: neither form is wanted")
     parsed = Prologue.from_text(prologue)
     length, channels = parsed.shape(inputs)
-    like = inputs[
-        parsed.inputs.index("tile")
-    ]  # nothing of y's size is made that is not wanted: launchers come here too
+    # Launchers come here too: nothing of y's size is made that is not wanted.
+    like = inputs[parsed.inputs.index("tile")]
     y, rows_q, rows_scale, tokens_q, tokens_scale, added = _unwanted(like, dtype, carrier)
     if keep:
         y = like.new_empty((length, channels), dtype=dtype)

@@ -10,7 +10,8 @@ import torch
 
 from hadamard_fx import compat
 
-from .quantized_mm import EXACT_COLUMNS, count_groups
+from .integer_mm import EXACT_COLUMNS
+from .quantized_mm import count_groups
 
 __all__ = [
     "CONFIGS",

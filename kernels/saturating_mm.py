@@ -18,8 +18,8 @@ from hadamard_fx.errors import KernelError
 from hadamard_fx.saturating import accumulator_limit
 
 from . import saturation
+from .integer_mm import integer_mm
 from .library import Kernel, register, triton_bodies
-from .quantized_mm import integer_mm
 from .traffic import SCALE_BYTES, Expression, Traffic
 
 __all__ = ["KERNEL", "NAME", "check", "cpu", "cuda", "fake", "native", "partial_sums", "reference", "traffic"]

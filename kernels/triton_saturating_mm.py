@@ -40,9 +40,10 @@ def launch(
     wide = torch.int16 in (a.dtype, b.dtype)
     if wide and a.dtype != b.dtype:
         a, b = a.to(torch.int16), b.to(torch.int16)
-    counts = scale_a if not counter or compat.is_fake(a) else saturation.counter(counter, a.device)
-    if counter and compat.is_fake(a):
-        counts = torch.empty(2, dtype=torch.int64, device=a.device)
+    counts = scale_a  # any tensor where nothing is counted
+    if counter:
+        fake = compat.is_fake(a)
+        counts = a.new_empty(2, dtype=torch.int64) if fake else saturation.counter(counter, a.device)
     sizes = (a.shape[0], b.shape[0], a.shape[1], *a.stride(), *b.stride())
     dtypes = (a.dtype, dtype, None if bias is None else bias.dtype)
     prepared = _prepared(sizes, dtypes, tile, accumulator_bits, wide, bool(counter))

@@ -21,7 +21,7 @@ from hadamard_fx import compat
 from hadamard_fx.kernels.prologue import Prologue
 
 from .chains import Chain, is_extern, kind_of, readers, size
-from .joint_graph import value
+from .joint_graph import sums_all_but_last, value
 from .pointwise import Builder
 
 __all__ = ["MAKES_ROWS", "MAKES_TOKENS", "ROWS", "TOKENS", "Candidate", "why_not_in_one_read"]
@@ -74,7 +74,7 @@ class Candidate:
         """Find the producers and the readers."""
         self.chain = Chain.of(self.y, self.shape, ends)
         outside = [user for user in readers(self.y) if user not in self.calls]
-        self.sums = tuple(user for user in outside if _is_token_sum(user, self.shape))
+        self.sums = tuple(user for user in outside if sums_all_but_last(user) and value(user).numel() == self.shape[1])
         self.others = tuple(user for user in outside if user not in self.sums)
 
     def prologue(self) -> tuple[Prologue, tuple[fx.Node, ...]] | None:
@@ -105,15 +105,6 @@ class Candidate:
         if self.others:  # y is written, and who made use of it in registers must read it
             total += self.bytes * (1 + any(not is_extern(other) for other in self.others))
         return math.ceil(total)
-
-
-def _is_token_sum(node: fx.Node, shape: tuple[int, int]) -> bool:
-    """A sum over all tokens of y, of a view of y whose last axis holds the channels."""
-    if node.target is not aten.sum.dim_IntList or not node.args[1]:
-        return False
-    axes = value(node.all_input_nodes[0]).dim()
-    summed = sorted(axis % axes for axis in node.args[1])  # type: ignore[operator, union-attr]
-    return summed == list(range(axes - 1)) and value(node).numel() == shape[1] and value(node).dtype.itemsize <= 4
 
 
 def why_not_in_one_read(call: fx.Node) -> str:

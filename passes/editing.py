@@ -14,7 +14,7 @@ from hadamard_fx import compat
 
 from .joint_graph import JointGraph, strip_transpose, value
 
-aten = torch.ops.aten
+aten, prims = torch.ops.aten, torch.ops.prims
 
 SAVE = "hadamard_fx_save"
 """``meta`` key of an op whose results the forward must keep for the backward."""
@@ -60,6 +60,20 @@ class GraphEditor:
         with compat.fresh_fake_mode(fakes):
             node.meta["val"] = target(*fakes)
         return self._tagged(node, backward)
+
+    def finish_sum(self, total: fx.Node, partial: fx.Node, *, backward: bool) -> fx.Node:
+        """Put a sum of partial ones, float32 [parts, channels], in the place of ``total``, a sum over the tokens.
+
+        It is exact but for the order of the additions.
+        """
+        expected = value(total)
+        result = self.call(aten.sum.dim_IntList, (partial, [0]), total, backward=backward)
+        if expected.dtype != torch.float32:
+            result = self.call(prims.convert_element_type.default, (result, expected.dtype), total, backward=backward)
+        if expected.shape != value(result).shape:
+            result = self.call(aten.view.default, (result, list(expected.shape)), total, backward=backward)
+        total.replace_all_uses_with(result)
+        return result
 
     def _tagged(self, node: fx.Node, backward: bool) -> fx.Node:
         if self.product:

@@ -16,7 +16,7 @@ from .editing import GraphEditor
 from .find_producers import Site
 from .joint_graph import VIEWS, JointGraph, value
 
-aten, prims = torch.ops.aten, torch.ops.prims
+aten = torch.ops.aten
 
 
 def _shape(kind: str, length: int, channels: int) -> list[int]:
@@ -62,7 +62,7 @@ class _Editor:
             if site.tokens is not None:
                 _replace_parts(site.tokens, (tokens_q, tokens_scale, sums))
             for total in site.sums:
-                self._replace_sum(total, sums)
+                self.stored[total] = self.editor.finish_sum(total, sums, backward=False)
             if site.keep:
                 self._replace_y(site, y)
         for call in calls:
@@ -99,18 +99,6 @@ class _Editor:
         if list(value(node).shape) == shape:
             return node
         return self.editor.call(aten.reshape.default, (node, shape), like, backward=False)
-
-    def _replace_sum(self, total: fx.Node, partial: fx.Node) -> None:
-        """Finish a sum over the tokens from the kernel's float32 ones."""
-        expected = value(total)
-        result = self.editor.call(aten.sum.dim_IntList, (partial, [0]), total, backward=False)
-        if expected.dtype != torch.float32:
-            result = self.editor.call(
-                prims.convert_element_type.default, (result, expected.dtype), total, backward=False
-            )
-        finished = self._shaped(result, list(expected.shape), total)
-        total.replace_all_uses_with(finished)
-        self.stored[total] = finished
 
     def _replace_y(self, site: Site, y: fx.Node) -> None:
         """Whoever else reads y reads what the kernel wrote."""

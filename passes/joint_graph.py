@@ -168,7 +168,7 @@ class JointGraph:
             for user in view.users:
                 if user.target in RESHAPES and value(user).shape[-1:] == (channels,):
                     views.append(user)
-                elif user.target is aten.sum.dim_IntList and user.users and _sums_all_but_last(user, value(view).dim()):
+                elif user.users and sums_all_but_last(user) and all(isinstance(n, int) for n in value(user).shape):
                     yield user
 
     def held(self, node: fx.Node, ignoring: frozenset[str]) -> bool:
@@ -201,12 +201,12 @@ def value(node: fx.Node) -> torch.Tensor:
     return result
 
 
-def _sums_all_but_last(node: fx.Node, axes: int) -> bool:
-    summed: Any = node.args[1]
-    static = all(isinstance(extent, int) for extent in value(node).shape)
-    if not summed or not static or value(node).dtype.itemsize > 4:  # sums are made in float32
+def sums_all_but_last(node: fx.Node) -> bool:
+    """A sum over every axis but the last, the one of the channels, that float32 can hold."""
+    if node.target is not aten.sum.dim_IntList or not node.args[1] or value(node).dtype.itemsize > 4:
         return False
-    return sorted(axis % axes for axis in summed) == list(range(axes - 1))
+    axes = value(node.all_input_nodes[0]).dim()
+    return sorted(axis % axes for axis in node.args[1]) == list(range(axes - 1))  # type: ignore[operator, union-attr]
 
 
 def strip_transpose(node: fx.Node) -> tuple[fx.Node, bool]:

@@ -26,7 +26,7 @@ from ..find_gemms import operands
 from ..joint_graph import strip_transpose, value
 from ..rule import SchemeRule, dtype_of, itemsize, product_of_codes, register_rule, why_not_quantised
 
-aten, prims = torch.ops.aten, torch.ops.prims
+aten = torch.ops.aten
 
 
 @register_rule
@@ -81,7 +81,8 @@ class LowRankRule(SchemeRule):
         results = self._compress(
             scheme, tokens_first, seed, scheme.rounding, node, editor, backward=True, sums=bool(sums)
         )
-        _replace_sums(sums, results[-1], editor)
+        for total in sums:
+            editor.finish_sum(total, results[-1], backward=True)
         return results[:2]
 
     def _activation(
@@ -119,13 +120,3 @@ class LowRankRule(SchemeRule):
             tags = [inherit_recomputation(made, tokens_first) for made in (call, *parts)]
             call.meta[SAVE] = not any(tags)
         return parts
-
-
-def _replace_sums(sums: list[fx.Node], partial: fx.Node, editor: GraphEditor) -> None:
-    """Finish ``sums`` of g_y from partial ones, which are exact but for the order of their float32 additions."""
-    for total in sums:
-        expected = value(total)
-        result = editor.call(aten.sum.dim_IntList, (partial, [0]), total, backward=True)
-        result = editor.call(prims.convert_element_type.default, (result, expected.dtype), total, backward=True)
-        result = editor.call(aten.view.default, (result, list(expected.shape)), total, backward=True)
-        total.replace_all_uses_with(result)

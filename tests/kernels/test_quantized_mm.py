@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hadamard_fx.errors import KernelError
-from hadamard_fx.kernels import library, quantized_mm, quantized_mm_configs
+from hadamard_fx.kernels import integer_mm, library, quantized_mm, quantized_mm_configs
 
 library.load()
 OP = torch.ops.hadamard.quantized_mm
@@ -156,7 +156,7 @@ def test_extreme_integers_do_not_saturate() -> None:
 
 
 def test_longer_than_an_int32_holds() -> None:
-    k = 2 * quantized_mm.EXACT_COLUMNS + 16
+    k = 2 * integer_mm.EXACT_COLUMNS + 16
     a = torch.full((2, k), 127, dtype=torch.int8)
     one = torch.ones(1, 1)
     assert OP(a, a, one, one, 0, torch.float32)[0, 0].item() == pytest.approx(k * 127**2, rel=1e-7)
@@ -195,7 +195,7 @@ def test_a_bad_scale_reaches_its_row(value: float) -> None:
 def test_fallback_without_an_exact_int8_product(monkeypatch: pytest.MonkeyPatch) -> None:
     data = operands(9, 11, 2500, limit=127)
     want = OP(*data, 0, torch.float32)
-    monkeypatch.setattr(quantized_mm, "int8_product_is_exact", lambda: False)
+    monkeypatch.setattr(integer_mm, "int8_product_is_exact", lambda: False)
     assert torch.equal(OP(*data, 0, torch.float32), want)
 
 
