@@ -210,7 +210,7 @@ class Prologue:
         """The result [L, C] in ``dtype``, a tensor of its own.
 
         Args:
-            inputs: of the shapes that their kinds say; floating point or bool.
+            inputs: of the shapes that their kinds say; floating point, bool, or integers to be compared.
             dtype: what the result is rounded to.
             precision: what everything before is computed in.
         """
@@ -234,7 +234,7 @@ class Prologue:
         """Triton statements, one a line, that compute the variable ``result``.
 
         Args:
-            names: variables that hold the inputs, already loaded: float32, or int1 where the input is bool, of shapes
+            names: variables that hold the inputs, already loaded: as float32, or int1 where the input is bool, of shapes
                 that broadcast against each other. The result has the shape that they broadcast to in the steps.
             result: the variable to be assigned.
             prefix: of the steps' variables.

@@ -12,7 +12,7 @@ import torch
 import torch.fx as fx
 
 from .joint_graph import CASTS, RESHAPES, VIEWS, strip_views, value
-from .pointwise import DTYPES, is_pointwise, keeps_elements
+from .pointwise import DTYPES, INTEGERS, is_pointwise, keeps_elements
 
 __all__ = ["LONGEST", "Chain", "is_extern", "kind_of", "readers", "row_views", "size"]
 
@@ -61,7 +61,7 @@ def readers(node: fx.Node) -> Iterator[fx.Node]:
 def kind_of(node: fx.Node, shape: tuple[int, int]) -> str | None:
     """What ``node`` is to a tensor [L, C], one of ``prologue.KINDS``; None for what is none of them."""
     tensor = node.meta.get("val")
-    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES:
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in DTYPES | INTEGERS:
         return None
     if not all(isinstance(extent, int) for extent in tensor.shape):
         return None

@@ -18,12 +18,19 @@ from hadamard_fx.kernels.prologue import OPS, Operand, Prologue, Step
 
 from .joint_graph import CASTS, RESHAPES, value
 
-__all__ = ["DTYPES", "Builder", "is_pointwise", "keeps_elements"]
+__all__ = ["DTYPES", "INTEGERS", "Builder", "is_pointwise", "keeps_elements"]
 
 aten, prims = torch.ops.aten, torch.ops.prims
 
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16, torch.bool})
 """Of the values that a prologue reads and computes."""
+
+INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
+"""Of values that a prologue only compares: the classes of a cross-entropy with the number of a column."""
+
+_EXACT = 2**24
+"""Integers up to here are float32s. A larger one is rounded to no smaller one, so that comparing it with one of these
+gives the same in float32."""
 
 _NAMES: dict[str, str] = {
     **{name: name for name in ("mul", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "erf", "tanh")},
@@ -47,15 +54,18 @@ TABLE: dict[Any, str] = {
 _VIEWS = RESHAPES | {aten.expand.default, aten.unsqueeze.default, aten.squeeze.dims, aten.detach.default}
 _CONSTANTS = frozenset({aten.full.default, aten.scalar_tensor.default})
 _EXPONENTS = (0.5, 1, 2, 3, 4, -0.5, -1)
+_COMPARISONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge"})
 
 
 def is_pointwise(node: fx.Node) -> bool:
     """A prologue can compute ``node`` from its operands."""
     result = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(result, torch.Tensor) or result.dtype not in DTYPES:
+    if node.op != "call_function" or not isinstance(result, torch.Tensor):
         return False
+    if _compares_integers(node) or (result.dtype in INTEGERS and node.target in _VIEWS):
+        return node.target not in _VIEWS or keeps_elements(node)
     operands = node.all_input_nodes
-    if any(not isinstance(o.meta.get("val"), torch.Tensor) or value(o).dtype not in DTYPES for o in operands):
+    if result.dtype not in DTYPES or any(not isinstance(o.meta.get("val"), torch.Tensor) or value(o).dtype not in DTYPES for o in operands):
         return False
     if node.target in _CONSTANTS:
         return isinstance(_constant_value(node), int | float)
@@ -67,6 +77,29 @@ def is_pointwise(node: fx.Node) -> bool:
         op = TABLE[node.target]
         return not node.kwargs and (result.dtype is not torch.bool or op == "where" or OPS[op].truth)
     return node.target in _SPECIAL and _legal(node)
+
+
+def _compares_integers(node: fx.Node) -> bool:
+    """A comparison of integers that comes out the same in float32."""
+    if TABLE.get(node.target) not in _COMPARISONS or node.kwargs:
+        return False
+    operands = node.all_input_nodes
+    integers = all(isinstance(o.meta.get("val"), torch.Tensor) and value(o).dtype in INTEGERS for o in operands)
+    return integers and any(_is_exact(operand) for operand in node.args)
+
+
+def _is_exact(operand: Any) -> bool:
+    """A number that float32 has, or the numbers of that many columns."""
+    while isinstance(operand, fx.Node) and operand.target in _VIEWS:
+        operand = operand.args[0]
+    if not isinstance(operand, fx.Node):
+        return isinstance(operand, int) and abs(operand) <= _EXACT
+    if operand.target is not prims.iota.default:
+        return False
+    length, start, step = operand.args[0], operand.kwargs.get("start"), operand.kwargs.get("step")
+    if not (isinstance(length, int) and isinstance(start, int) and isinstance(step, int)):
+        return False
+    return max(abs(start), abs(start + step * length)) <= _EXACT
 
 
 def keeps_elements(node: fx.Node) -> bool:

@@ -57,9 +57,14 @@ DROPOUT = Prologue(
     (Step("float", ("x1",)), Step("mul", ("x0", "s0")), Step("mul", ("s1", "x2"))),
     "s2",
 )
+CROSS_ENTROPY = Prologue(
+    ("tile", "row", "column"),  # g; the class of each token and the number of each column, both int64
+    (Step("eq", ("x1", "x2")), Step("where", ("s0", -1.0, 0.0)), Step("add", ("x0", "s1"))),
+    "s2",
+)
 PROLOGUES = {
     "identity": IDENTITY, "relu_backward": RELU_BACKWARD, "gelu_backward": GELU_BACKWARD, "silu_times": SILU_TIMES,
-    "norm": NORM, "dropout": DROPOUT,
+    "norm": NORM, "dropout": DROPOUT, "cross_entropy": CROSS_ENTROPY,
 }  # fmt: skip
 ROWS, TOKENS = (16, 4, 128), (16, 8, 8, 256)
 
@@ -96,6 +101,9 @@ def inputs_of(prologue: Prologue, tokens: int, channels: int, dtype: torch.dtype
     made = [x if x.dim() < 2 or kind != "tile" else x.to(dtype) for x, kind in zip(made, prologue.inputs, strict=True)]
     if prologue == DROPOUT:
         made[1] = made[1] > 0
+    if prologue == CROSS_ENTROPY:
+        made[1] = torch.randint(-1, channels, shapes["row"], generator=generator)
+        made[2] = torch.arange(channels)[None]
     return made
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from harness import Trace, traced
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import hadamard_fx
 from hadamard_fx import backend
@@ -18,7 +19,7 @@ from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import quantize_both
 from hadamard_fx.kernels.prologue import Prologue, Step
 from hadamard_fx.passes.manager import Pipeline
-from hadamard_fx.passes.pointwise import Builder
+from hadamard_fx.passes.pointwise import Builder, is_pointwise
 
 CPU = frozenset({"cpu"})
 GROUPED = {"profile": "hot", "grad_input": {"bits": 8, "group": 32}, "grad_weight": {"group": 64}}
@@ -168,6 +169,49 @@ def test_what_others_read_is_kept() -> None:
 
 def _view_of(node: Any, both: torch.fx.Node) -> bool:
     return node is not None and any(both in above.all_input_nodes for above in node.all_input_nodes)
+
+
+class Classifier(nn.Module):
+    """A cross-entropy behind a linear layer: its gradient subtracts 1 where the class is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(32, 50, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        classes = torch.arange(2 * 96, device=x.device) % 50
+        return F.cross_entropy(self.head(x).flatten(0, 1), classes, ignore_index=3)
+
+
+def test_the_classes_of_a_cross_entropy_are_compared_in_the_kernel() -> None:
+    module = Classifier()
+    apart, _ = run(module, GROUPED, frozenset())
+    fused, trace = run(module, GROUPED, CPU)
+    assert "eq" in facts(trace)["head"].operations
+    (both,) = [node for node in trace.backward[0].graph.nodes if "quantize_both" in str(node.target)]
+    inputs = [node.meta["val"] for node in both.args[0]]
+    assert not any(x.dtype is torch.bool and x.numel() == 2 * 96 * 50 for x in inputs)
+    assert any(x.dtype is torch.int64 for x in inputs)
+    assert all(torch.equal(fused[key], gradient) for key, gradient in apart.items())
+
+
+@pytest.mark.parametrize(("classes", "inside"), [(2**24, True), (2**24 + 1, False)])
+def test_integers_are_compared_where_float32_has_them(classes: int, inside: bool) -> None:
+    graph = torch.fx.Graph()
+    classes_of = graph.placeholder("classes")
+    numbers = graph.call_function(
+        torch.ops.prims.iota.default,
+        (classes,),
+        {"start": 0, "step": 1, "dtype": torch.int64, "device": "cpu", "requires_grad": False},
+    )
+    equal = graph.call_function(torch.ops.aten.eq.Tensor, (classes_of, numbers))
+    with FakeTensorMode():
+        classes_of.meta["val"], numbers.meta["val"] = torch.empty(4, 1, dtype=torch.int64), torch.arange(classes)
+        equal.meta["val"] = torch.empty(4, classes, dtype=torch.bool)
+    assert is_pointwise(equal) is inside
+    between = graph.call_function(torch.ops.aten.lt.Tensor, (classes_of, classes_of))
+    between.meta["val"] = equal.meta["val"]
+    assert not is_pointwise(between), "both may be anything"
 
 
 def test_bias_gradients_come_out_of_the_kernel() -> None:
