@@ -7,8 +7,7 @@ K-blocks apart, and tend to stay so: the one behind catches up while the one ahe
 writes itself.
 
 Partial sums of a *unit* (``STEPS`` K-blocks, at most 256 columns) move to float32 registers before they lose bits: an
-FP8 sum because Hopper's tensor cores add with 14 bits, an int32 sum because below 2²² it becomes a float32 by an
-integer and a float addition (``_float``), which is far faster than the conversion instruction.
+FP8 sum because Hopper's tensor cores add with 14 bits, an int32 sum because the next group has other scales.
 """
 
 from __future__ import annotations
@@ -60,25 +59,6 @@ def _piece(items, index, blocks, STREAM: gl.constexpr):
         return gl.load(item), gl.load(item + 1), gl.load(item + 2)
     else:
         return index, 0, blocks
-
-
-@gluon.jit
-def _float(value, NARROW: gl.constexpr):
-    """Integers as float32, without the conversion instruction: it runs at an eighth of the rate of an addition.
-
-    ``NARROW``: exact below 2²²: the bits of the float32 1.5·2²³, plus an integer, are the bits of their sum. Else the
-    upper and the lower half that way, each exact, and one rounding where they meet.
-    """
-    if value.dtype == gl.float32:
-        return value
-    elif NARROW:
-        return (value + 0x4B400000).to(gl.float32, bitcast=True) - 12582912.0
-    else:
-        upper = ((value >> 16) + 0x4B400000).to(gl.float32, bitcast=True) - 12582912.0
-        # One instruction: the lower two bytes, under the upper two of the float32 2²³.
-        bits = gl.inline_asm_elementwise("prmt.b32 $0, $1, 0x4B00, 0x5410;", "=r,r", [value], gl.int32, True, 1)
-        lower = bits.to(gl.float32, bitcast=True) - 8388608.0
-        return upper * 65536.0 + lower
 
 
 @gluon.jit
@@ -208,7 +188,7 @@ def _multiply(
                 if STEPS == 2:
                     mbarrier.arrive(empty.index(earlier))
                 mbarrier.arrive(empty.index(before))
-                value = _float(part, True)
+                value = part.to(gl.float32)
                 if SCALED_B:
                     value = value * gl.convert_layout(t, of_columns)[None, :]
                 if SCALED_A:
@@ -232,7 +212,7 @@ def _multiply(
                     for other in range(1, pieces):
                         total += gl.load(place + other * (CONSUMERS * SIZE) + inside, cache_modifier=".cg")
         if complete:
-            value = _float(total, False)
+            value = total.to(gl.float32)
             if not SCALED_A:
                 value = value * s[:, None]
             if not SCALED_B:
