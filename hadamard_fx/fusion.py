@@ -20,7 +20,7 @@ class Fusion:
         operations: what is computed in the quantising kernel, ``("gelu_backward",)``; empty: nothing is.
         forms: the quantised forms that one read now makes, ``"rows"``, ``"tokens"``; empty: the tensor is left alone.
         saved_bytes: that no longer cross the memory bus.
-        reason: why it is left alone.
+        reason: why it is left alone, or read twice.
     """
 
     layer: str
@@ -30,6 +30,13 @@ class Fusion:
     forms: tuple[str, ...] = ()
     saved_bytes: int = 0
     reason: str = ""
+
+    def read_twice(self, layer: str, tensor: str, again: int) -> Self:
+        """The fact that ``again`` bytes are read once more, if this is what became of that layer's tensor."""
+        if (self.layer, self.tensor, len(self.forms)) != (layer, tensor, 2) or self.reason:
+            return self
+        reason = "one form at a time, since both would raise the peak of memory"
+        return dataclasses.replace(self, saved_bytes=self.saved_bytes - again, reason=reason)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

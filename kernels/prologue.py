@@ -234,8 +234,8 @@ class Prologue:
         """Triton statements, one a line, that compute the variable ``result``.
 
         Args:
-            names: variables that hold the inputs, already loaded: as float32, or int1 where the input is bool, of shapes
-                that broadcast against each other. The result has the shape that they broadcast to in the steps.
+            names: variables that hold the inputs, loaded as float32, or int1 where the input is bool, of shapes that
+                broadcast against each other. The result has the shape that they broadcast to in the steps.
             result: the variable to be assigned.
             prefix: of the steps' variables.
             expression: of a step, by its number, with ``{0}``, ``{1}``, … for the operands.

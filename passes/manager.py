@@ -39,9 +39,10 @@ from .find_gemms import FindGemms
 from .find_producers import FindProducers
 from .fuse_producers import FuseProducers
 from .identity import Identity, identify
-from .joint_graph import GraphInput, JointGraph
+from .joint_graph import GraphInput, JointGraph, module_of
 from .order import Placed, in_order, unknown_neighbours
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
+from .read_twice import ReadTwice
 from .registry import PASSES, active
 from .rewrite import RewriteGemms
 from .runner import Runner, State, Step, step_of
@@ -147,7 +148,7 @@ class Pipeline:
             "choose": Step(name, Effect.DECIDES, self._choose),
             "rewrite": Step(name, Effect.REWRITES, self._rewrite),
             "producers": Step(name, Effect.OBSERVES, self._producers),
-            "fuse": Step(name, Effect.REWRITES, _fuse),
+            "fuse": Step(name, Effect.REWRITES, self._fuse),
         }
         theirs = {entry.name: entry.run for entry in self.passes}
         return stages[name] if name in stages else step_of(theirs[name], self.profile)
@@ -180,9 +181,14 @@ class Pipeline:
         self.fusions += facts
         return {"sites": len(state.sites)}
 
-
-def _fuse(state: State) -> None:
-    FuseProducers(state.sites).rewrite(state.joint)
+    def _fuse(self, state: State) -> dict[str, Any]:
+        FuseProducers(state.sites).rewrite(state.joint)
+        state.joint = JointGraph(state.joint.graph, state.joint.inputs)
+        split = ReadTwice().rewrite(state.joint)
+        for call, again in split:
+            tensor = "g_y" if call in state.joint.tangent_closure else "x"
+            self.fusions = tuple(f.read_twice(module_of(call), tensor, again) for f in self.fusions)
+        return {"read twice": [module_of(call) for call, _ in split]}
 
 
 def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:

@@ -65,7 +65,9 @@ def is_pointwise(node: fx.Node) -> bool:
     if _compares_integers(node) or (result.dtype in INTEGERS and node.target in _VIEWS):
         return node.target not in _VIEWS or keeps_elements(node)
     operands = node.all_input_nodes
-    if result.dtype not in DTYPES or any(not isinstance(o.meta.get("val"), torch.Tensor) or value(o).dtype not in DTYPES for o in operands):
+    if result.dtype not in DTYPES or any(
+        not isinstance(o.meta.get("val"), torch.Tensor) or value(o).dtype not in DTYPES for o in operands
+    ):
         return False
     if node.target in _CONSTANTS:
         return isinstance(_constant_value(node), int | float)

@@ -109,6 +109,7 @@ def _fused(report: Report) -> Text:
         if fusion.forms:
             computed = f"{', '.join(fusion.operations)} computed in the quantising kernel" if fusion.operations else ""
             what = computed or "both quantised forms from one read"
+            what += f", {fusion.reason}" if fusion.reason else ""
             lines.append(f"{_named(fusion)}: {what}, {format_bytes(fusion.saved_bytes)} less traffic")
     return Text("\n".join(lines))
 
