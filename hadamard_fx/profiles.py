@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import OptionError, SchemeError
+from .low_pass import LowPass
 from .plan import Role
 from .saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 from .scheme import Exact, Hadamard, LowRank, Scheme
@@ -35,6 +36,7 @@ NAMES: dict[str, dict[Role, Scheme]] = {
 _ONLY_FOR: dict[type[Scheme], tuple[Role, ...]] = {
     Hadamard: (Role.FORWARD, Role.GRAD_INPUT),
     LowRank: (Role.GRAD_WEIGHT,),
+    LowPass: (Role.GRAD_INPUT, Role.GRAD_WEIGHT),
     SaturatingForward: (Role.FORWARD,),
     SaturatingGradInput: (Role.GRAD_INPUT,),
     SaturatingGradWeight: (Role.GRAD_WEIGHT,),
@@ -177,4 +179,16 @@ register_profile(Profile("hot", _HOT, (Hadamard(),), (LowRank(),), priced=False)
 _HDQT = "HDQT as published (arXiv 2310.03675): 4-bit operands in all three products, 8-bit saturating accumulators"
 _SATURATING = (SaturatingGradInput(),), (SaturatingGradWeight(),)
 register_profile(Profile("hdqt", _HDQT, *_SATURATING, priced=False, forward=(SaturatingForward(),)))
+for _bits in (4, 8):
+    _plain = {"bits": _bits, "alpha": 1.0, "accumulator_bits": 32}
+    register_profile(
+        Profile(
+            f"int{_bits}",
+            f"plain {_bits}-bit integers in all three products, one scale per tensor, no transform: a baseline",
+            (SaturatingGradInput(**_plain, order=1),),  # type: ignore[arg-type]
+            (SaturatingGradWeight(**_plain, order=1, input_rounding="nearest"),),  # type: ignore[arg-type]
+            priced=False,
+            forward=(SaturatingForward(**_plain),),  # type: ignore[arg-type]
+        )
+    )
 register_profile(Profile("exact", "every product as the user wrote it", (Exact(),), (Exact(),), priced=False))

@@ -72,7 +72,12 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _compressed(joint: fx.GraphModule) -> list[fx.Node]:
-    return [part for node in joint.graph.nodes if node.meta.get(SAVE) and not _is_part(node) for part in node.users]
+    """What is to be kept: the results of ops with several, and single tensors."""
+    kept: list[fx.Node] = []
+    for node in joint.graph.nodes:
+        if node.meta.get(SAVE) and not _is_part(node):
+            kept += [node] if isinstance(node.meta["val"], torch.Tensor) else node.users
+    return kept
 
 
 def _is_part(node: fx.Node) -> bool:
