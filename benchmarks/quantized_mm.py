@@ -10,10 +10,12 @@ TOP/s: 2·M·N·K operations over the median of CUDA-graph replays, random opera
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
 import itertools
 import json
 import platform
+import re
 import statistics
 import sys
 import time
@@ -231,9 +233,15 @@ def overhead() -> dict[str, float]:
     return result
 
 
+def slug_of_device() -> str:
+    """Device and day, for the name of a file."""
+    device = re.sub(r"\W+", "-", torch.cuda.get_device_name().lower()).strip("-")
+    return f"{device}-{datetime.date.today().isoformat()}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="file, or folder, of the JSON")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--probe", action="store_true", help="where the FP8 carrier stops being exact")
     parser.add_argument("--check", default="0/1", help="I/N: check only part I of N, and time nothing if N > 1")
@@ -259,7 +267,8 @@ def main() -> int:
     }
     print("host time per call, us:", result["overhead_us"])
     if options.out:
-        options.out.write_text(json.dumps(result, indent=1))
+        path = options.out / f"quantized_mm-{slug_of_device()}.json" if options.out.is_dir() else options.out
+        path.write_text(json.dumps(result, indent=1))
     return bool(wrong)
 
 
