@@ -39,6 +39,7 @@ __all__ = [
     "exact_partition",
     "fresh_fake_mode",
     "inductor_options_of_mode",
+    "input_descriptor",
     "input_position",
     "known_inductor_option",
     "load_cpp",
@@ -108,6 +109,11 @@ def input_position(placeholder: fx.Node) -> tuple[int | None, str]:
     if isinstance(descriptor, PlainAOTInput):
         return descriptor.idx, ""
     return None, ""
+
+
+def input_descriptor(position: int) -> PlainAOTInput:
+    """What ``input_position`` reads: the descriptor of a placeholder that is input number ``position``."""
+    return PlainAOTInput(position)
 
 
 def placeholder_descriptor(index: int) -> DummyAOTOutput:
