@@ -20,7 +20,7 @@ from hadamard_fx.plan import Gemm, Role, Scheme
 from .error import has_error_model, relative_error
 from .statistics import Statistics
 
-__all__ = ["CALIBRATED", "CalibratedProduct", "Calibration", "weight_extents"]
+__all__ = ["CALIBRATED", "CalibratedProduct", "Calibration", "calibration_of", "weight_extents"]
 
 CALIBRATED = (Role.FORWARD, Role.GRAD_INPUT, Role.GRAD_WEIGHT)
 """The products of a layer: those that a scheme may compute."""
@@ -224,3 +224,16 @@ class Calibration:
             raise CalibrationError(
                 f"the calibration {where} is damaged: {type(error).__name__}: {error}; calibrate again"
             ) from None
+
+
+def calibration_of(value: Calibration | str | None) -> Calibration | None:
+    """What the option of that name means: itself, or the file that it names.
+
+    Raises:
+        CalibrationError: as ``Calibration.load``, or an object that is no calibration.
+    """
+    if value is None or isinstance(value, Calibration):
+        return value
+    if not isinstance(value, str):
+        raise CalibrationError(f"option 'calibration': {value!r} is no Calibration; hadamard_fx.calibrate returns one")
+    return Calibration.load(value)

@@ -117,6 +117,7 @@ def _digest(pipeline: Pipeline) -> str:
     facts = (
         pipeline.policy.digest(),
         pipeline.profile.digest(),
+        pipeline.calibration.digest() if pipeline.calibration else "",
         repr(pipeline.inputs),
         repr(sorted(pipeline.fusible)),
         library.source_digest(),

@@ -7,5 +7,6 @@ and no activation lives longer than its own graph keeps it.
 """
 
 from .calibrate import calibrate
+from .recalibration import Recalibration
 
-__all__ = ["calibrate"]
+__all__ = ["Recalibration", "calibrate"]

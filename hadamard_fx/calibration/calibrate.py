@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -50,13 +51,20 @@ def calibrate(
         CalibrationError: no batch, no parameter to train, no scalar, no product of a layer, or a product that is not
             finite.
     """
+    return record(model, batches, loss, device_profile, progress)[0]
+
+
+def record(
+    model: nn.Module, batches: Iterable[Any], loss: Loss, device_profile: str | None, progress: bool | None
+) -> tuple[Calibration, Recorder]:
+    """``calibrate``, and who recorded it."""
     original: nn.Module = getattr(model, "_orig_mod", model)
     trained = [parameter for parameter in original.parameters() if parameter.requires_grad]
     if not trained:
         raise CalibrationError("no parameter of the model requires a gradient: there is no backward to calibrate")
     recorder, count = Recorder(device_profile), 0
     with _unchanged(original), compat.any_number_of_compilations():
-        watched = torch.compile(original, backend=recorder.backend)
+        watched = _Watched(original, recorder)
         for batch in _shown(batches, progress):
             _step(watched, batch, loss, trained)
             count += 1
@@ -69,7 +77,40 @@ def calibrate(
         )
     device = next(iter(trained)).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return Calibration(products, count, name, (("hadamard_fx", _version()), ("torch", str(torch.__version__))))
+    versions = (("hadamard_fx", _version()), ("torch", str(torch.__version__)))
+    return Calibration(products, count, name, versions), recorder
+
+
+class _Stand(nn.Module):
+    """The model behind a forward whose code is no other function's.
+
+    torch keeps compiled code with the code object that it was made of, and counts it against a limit: that of a
+    calibration goes with this object, and the user's own compiled model is left alone.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._orig_mod = model
+        self.training = model.training  # not train(): parts of the model may be in another mode
+        own = type(self)._forward
+        self.forward = types.MethodType(types.FunctionType(own.__code__.replace(), own.__globals__), self)
+
+    def _forward(self, *inputs: Any, **named: Any) -> Any:
+        return self._orig_mod(*inputs, **named)
+
+
+class _Watched:
+    """What the loss calls: recorded where it is called, the model itself in all else."""
+
+    def __init__(self, model: nn.Module, recorder: Recorder) -> None:
+        self._model = model
+        self._compiled = torch.compile(_Stand(model), backend=recorder.backend)
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        return self._compiled(*inputs, **named)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
 
 
 def _step(watched: Any, batch: Any, loss: Loss, trained: list[nn.Parameter]) -> None:
@@ -114,7 +155,7 @@ def _shown(batches: Iterable[Any], progress: bool | None) -> Iterator[Any]:
     if progress is None:
         progress = sys.stderr.isatty()
     columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"), TimeElapsedColumn())
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = len(batches) if isinstance(batches, Sized) else None
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task("", total=total)
         for batch in batches:

@@ -10,13 +10,15 @@ import torch.fx as fx
 
 from hadamard_fx import compat
 from hadamard_fx.backend import GraphHook, device_type
-from hadamard_fx.cost_model.calibration import CALIBRATED, CalibratedProduct
+from hadamard_fx.cost_model.calibration import CALIBRATED, CalibratedProduct, calibration_of
 from hadamard_fx.cost_model.device_profile import DeviceProfile, profile_for
 from hadamard_fx.kernels import library
+from hadamard_fx.passes.choose import ChooseSchemes
 from hadamard_fx.passes.find_gemms import LEFT_OPERAND, FindGemms
 from hadamard_fx.passes.joint_graph import JointGraph, describe_inputs
 from hadamard_fx.passes.rule import QUANTISABLE, why_not_quantised
-from hadamard_fx.plan import Gemm, Role
+from hadamard_fx.plan import Gemm, Role, Scheme
+from hadamard_fx.policy import Policy
 
 from .product_sums import ProductSums
 
@@ -39,9 +41,19 @@ class Recorder:
         """Every product of a layer, in the order of the graphs."""
         return tuple(self._of(key).product() for key in self._found)
 
+    def choose(self, policy: Policy) -> dict[tuple[str, Role], Scheme]:
+        """What the policy, whose calibration is the one recorded here, makes of the products."""
+        calibration, chosen = calibration_of(policy.calibration), {}
+        for gemm, profile in self._found.values():
+            (decision,) = ChooseSchemes(policy, profile, calibration).decide((gemm,))
+            chosen[gemm.layer, gemm.role] = decision.scheme
+        return chosen
+
     def _of(self, key: tuple[str, Role]) -> ProductSums:
         """Made when a product first runs: while its graph is traced every tensor is a fake one."""
-        return self._sums.setdefault(key, ProductSums(*self._found[key]))
+        if key not in self._sums:
+            self._sums[key] = ProductSums(*self._found[key])
+        return self._sums[key]
 
     def backend(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """The backend of ``torch.compile``."""
@@ -72,7 +84,8 @@ class Recorder:
             "force_disable_caches": True,
             "shape_padding": False,  # it would put other products in the place of those that were found
         }
-        compiled: Any = compat.compile_fx(gm, example_inputs, config_patches=patches, inner_compile=interpreted)
+        arguments: dict[str, Any] = {"inner_compile": interpreted}
+        compiled: Any = compat.compile_fx(gm, example_inputs, config_patches=patches, **arguments)
         result: Callable[..., Any] = compiled
         return result
 
