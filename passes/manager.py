@@ -36,6 +36,7 @@ from hadamard_fx.policy import Policy
 from .base import Effect
 from .choose import ChooseSchemes
 from .dump import Dump
+from .error_bound import result_errors, summary
 from .expected_error import with_errors
 from .find_gemms import FindGemms
 from .find_producers import FindProducers
@@ -161,9 +162,10 @@ class Pipeline:
         state.gemms = FindGemms().analyse(state.joint)
         return {"products": len(state.gemms)}
 
-    def _choose(self, state: State) -> None:
+    def _choose(self, state: State) -> dict[str, Any]:
         decisions = ChooseSchemes(self.policy, self.profile, self.calibration).decide(state.gemms)
         state.plan = Plan(decisions, self.profile.name, state.part == "joint", self.policy.settings)
+        return dict(summary(result_errors(state.joint, state.plan, self.calibration)))
 
     def _rewrite(self, state: State) -> None:
         graph, plan = state.joint.graph, state.plan

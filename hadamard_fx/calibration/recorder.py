@@ -43,11 +43,14 @@ class Recorder:
 
     def choose(self, policy: Policy) -> dict[tuple[str, Role], Scheme]:
         """What the policy, whose calibration is the one recorded here, makes of the products."""
-        calibration, chosen = calibration_of(policy.calibration), {}
-        for gemm, profile in self._found.values():
-            (decision,) = ChooseSchemes(policy, profile, calibration).decide((gemm,))
-            chosen[gemm.layer, gemm.role] = decision.scheme
-        return chosen
+        profile = next(profile for _, profile in self._found.values())
+        decisions = ChooseSchemes(policy, profile, calibration_of(policy.calibration)).decide(self.gemms)
+        return {(decision.gemm.layer, decision.gemm.role): decision.scheme for decision in decisions}
+
+    @property
+    def gemms(self) -> tuple[Gemm, ...]:
+        """The products as they were first found."""
+        return tuple(gemm for gemm, _ in self._found.values())
 
     def _of(self, key: tuple[str, Role]) -> ProductSums:
         """Made when a product first runs: while its graph is traced every tensor is a fake one."""
