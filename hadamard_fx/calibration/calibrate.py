@@ -156,7 +156,8 @@ def _shown(batches: Iterable[Any], progress: bool | None) -> Iterator[Any]:
         progress = sys.stderr.isatty()
     columns = (TextColumn("calibrating"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"), TimeElapsedColumn())
     total = len(batches) if isinstance(batches, Sized) else None
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not progress) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=console.is_terminal, disable=not progress) as bar:
         task = bar.add_task("", total=total)
         for batch in batches:
             yield batch

@@ -80,7 +80,7 @@ def test_a_calibration_knows_how_coherently_operands_meet(monkeypatch):
     expected = [error.expected for error in watch.found[-1] if error.gradient]
     uncalibrated = [error.expected for error in result_of(model, options, x, monkeypatch) if error.gradient]
     for own, calibrated, gaussian in zip(real[:2], expected, uncalibrated, strict=False):
-        assert own == pytest.approx(calibrated, rel=0.4)  # tokens whose gradient is large have large inputs, too
+        assert 1 / 1.6 < own / calibrated < 1.6  # tokens whose gradient is large have large inputs, too
         assert abs(own - calibrated) < abs(own - gaussian)
 
 
