@@ -37,8 +37,10 @@ __all__ = [
     "cache_dir",
     "compile_fx",
     "exact_partition",
+    "forget_compiled",
     "fresh_fake_mode",
     "inductor_options_of_mode",
+    "input_descriptor",
     "input_position",
     "known_inductor_option",
     "load_cpp",
@@ -110,6 +112,11 @@ def input_position(placeholder: fx.Node) -> tuple[int | None, str]:
     return None, ""
 
 
+def input_descriptor(position: int) -> PlainAOTInput:
+    """What ``input_position`` reads: the descriptor of a placeholder that is input number ``position``."""
+    return PlainAOTInput(position)
+
+
 def placeholder_descriptor(index: int) -> DummyAOTOutput:
     """A descriptor for a joint output that does not outlive the partition."""
     return DummyAOTOutput(index)
@@ -175,6 +182,15 @@ def any_number_of_compilations() -> Iterator[None]:
     """Lift dynamo's limit of compilations per function, behind which it runs a function without its backend."""
     with dynamo_config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30):
         yield
+
+
+def forget_compiled(model: torch.nn.Module) -> None:
+    """Drop the code that dynamo keeps for the forward of a module's class, under whatever backend it was compiled."""
+    from torch._C._dynamo.eval_frame import reset_code
+
+    code = getattr(type(model).forward, "__code__", None)
+    if code is not None:
+        reset_code(code)
 
 
 def exact_partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -124,5 +124,9 @@ class FactoryError(HadamardError, ValueError):
     """``MODULE:FACTORY`` does not lead to a callable that returns ``(model, inputs[, loss])``."""
 
 
+class CalibrationError(HadamardError, ValueError):
+    """A calibration does not fit the model, its file is damaged or cannot be written, or a batch cannot be measured."""
+
+
 class ReportError(HadamardError, ValueError):
     """A report's JSON is not one of ours, or of a schema version that this release cannot read."""

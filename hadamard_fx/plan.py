@@ -156,6 +156,8 @@ class Decision:
         exact_cost: the price of leaving the product alone.
         reason: one sentence for a person.
         rejected: every other scheme that was considered.
+        measured_error: relative error of the choice as a calibration measured it, beside ``cost.error``, the predicted
+            one; None where it was not measured.
     """
 
     gemm: Gemm
@@ -164,6 +166,7 @@ class Decision:
     exact_cost: Cost
     reason: str
     rejected: tuple[Candidate, ...] = ()
+    measured_error: float | None = None
 
     @property
     def rewritten(self) -> bool:
@@ -230,6 +233,7 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
         "cost": _cost_to_json(decision.cost),
         "exact_cost": _cost_to_json(decision.exact_cost),
         "reason": decision.reason,
+        "measured_error": decision.measured_error,
         "rejected": [
             {"scheme": c.scheme.to_json(), "reason": c.reason, "cost": _cost_to_json(c.cost)} for c in decision.rejected
         ],
@@ -248,4 +252,5 @@ def _decision_from_json(data: dict[str, Any]) -> Decision:
         rejected=tuple(
             Candidate(Scheme.from_json(c["scheme"]), c["reason"], _cost_from_json(c["cost"])) for c in data["rejected"]
         ),
+        measured_error=data.get("measured_error"),
     )

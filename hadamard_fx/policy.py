@@ -33,6 +33,7 @@ class Policy:
         overrides: in the order given; the first that matches a layer rules it.
         count_saturation: products whose accumulators saturate count how often they do.
         device_profile: name or path of the device profile that prices; None: the one of the device at hand.
+        calibration: a ``Calibration`` or the path of its file; None: nothing was measured.
         settings: option -> (value as JSON, ``"options" | "environment" | "file" | "default"``), as ``Plan`` holds them.
         file: the ``hadamard.toml`` that was read, ``""`` where there is none.
     """
@@ -44,6 +45,7 @@ class Policy:
     overrides: tuple[Override, ...]
     count_saturation: bool
     device_profile: str | None
+    calibration: Any
     settings: tuple[tuple[str, tuple[Any, str]], ...]
     file: str = ""
 
@@ -114,7 +116,7 @@ class Policy:
                 break
         scheme: Scheme | None = getattr(self, str(role))
         if scheme is not None:
-            return Choice((scheme,), False, f"option '{role}'")
+            return Choice((scheme,), False, f"option '{role}'", written=True)
         return Choice(self.profile.schemes(role), self.profile.priced, f"profile {self.profile.name!r}")
 
     def unmatched(self, layers: Iterable[str]) -> tuple[str, ...]:

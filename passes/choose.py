@@ -6,14 +6,17 @@ A product that is left alone is a decision with a reason, never a silence.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from hadamard_fx.cost_model.calibration import Calibration
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.plan import Candidate, Cost, Decision, Gemm, Role
 from hadamard_fx.policy import Policy
 from hadamard_fx.scheme import Exact, Scheme
 
+from .expected_error import with_errors
+from .lqs import refined
 from .rule import QUANTISABLE, rule_of
 
 GAIN = 0.95
@@ -33,16 +36,25 @@ class ChooseSchemes:
     Attributes:
         policy: what the user asked for.
         profile: the device whose prices count.
+        calibration: what was measured of the model, if anything.
     """
 
     name: ClassVar[str] = "choose-schemes"
     policy: Policy
     profile: DeviceProfile
+    calibration: Calibration | None = None
 
     def decide(self, gemms: tuple[Gemm, ...]) -> tuple[Decision, ...]:
-        """One decision per product, in order."""
+        """One decision per product, in order.
+
+        Raises:
+            CalibrationError: the calibration is of another model.
+        """
+        if self.calibration is not None:
+            self.calibration.check(gemm for gemm in gemms if gemm.dtype in QUANTISABLE)
         sharing = Counter(gemm.saved for gemm in gemms if gemm.role is Role.GRAD_WEIGHT)
-        return tuple(self._decide(gemm, max(sharing[gemm.saved], 1)) for gemm in gemms)
+        decisions = (self._decide(gemm, max(sharing[gemm.saved], 1)) for gemm in gemms)
+        return tuple(with_errors(decision, self.calibration) for decision in decisions)
 
     def _decide(self, gemm: Gemm, sharing: int) -> Decision:
         exact = Exact()
@@ -51,23 +63,27 @@ class ChooseSchemes:
             return Decision(gemm, exact, exact_cost, exact_cost, f"{gemm.dtype} products are left exact")
         if gemm.role in _ALWAYS_EXACT:
             return Decision(gemm, exact, exact_cost, exact_cost, _ALWAYS_EXACT[gemm.role])
-        choice = self.policy.choice(gemm.layer, gemm.role)
+        choice = refined(self.policy.choice(gemm.layer, gemm.role), gemm, self.calibration, self.profile)
         if gemm.role is Role.FORWARD and all(isinstance(scheme, Exact) for scheme in choice.schemes):
             return Decision(gemm, exact, exact_cost, exact_cost, _FORWARD)
         priced: list[tuple[Scheme, Cost]] = []
-        rejected: list[Candidate] = []
+        rejected = [Candidate(scheme, why) for scheme, why in choice.refused]
+        notes: dict[Scheme, str] = {}
         for asked in choice.schemes:
             if isinstance(asked, Exact):
                 continue
             rule = rule_of(asked)
             scheme = rule.refine(asked, gemm, self.profile)
+            notes[scheme] = choice.note(asked)
             if reason := rule.illegal(scheme, gemm):
                 rejected.append(Candidate(scheme, reason))
             else:
                 priced.append((scheme, rule.price(scheme, gemm, self.profile, sharing)))
         if not choice.priced and priced:
-            return self._forced(gemm, priced, rejected, exact_cost, choice.origin)
-        return self._cheapest(gemm, priced, rejected, exact_cost, choice.origin)
+            decision = self._forced(gemm, priced, rejected, exact_cost, choice.origin)
+        else:
+            decision = self._cheapest(gemm, priced, rejected, exact_cost, choice.origin)
+        return replace(decision, reason="; ".join(filter(None, (decision.reason, notes.get(decision.scheme)))))
 
     def _forced(
         self, gemm: Gemm, priced: list[tuple[Scheme, Cost]], rejected: list[Candidate], exact_cost: Cost, origin: str

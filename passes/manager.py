@@ -17,13 +17,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch.fx as fx
 
 from hadamard_fx import compat
+from hadamard_fx.cost_model.calibration import Calibration, calibration_of
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import ahead
@@ -35,6 +36,8 @@ from hadamard_fx.policy import Policy
 from .base import Effect
 from .choose import ChooseSchemes
 from .dump import Dump
+from .error_bound import result_errors, summary
+from .expected_error import with_errors
 from .find_gemms import FindGemms
 from .find_producers import FindProducers
 from .fuse_producers import FuseProducers
@@ -55,6 +58,7 @@ class Pipeline:
     Attributes:
         policy, profile, inputs: everything that decides, beside the passes of others.
         runs: the result will be run, so that its kernels are worth compiling.
+        calibration: what the policy's option of that name means.
         passes: those of others, with their options; all that are registered, as the policy says.
         plan: the decisions, once the joint graph was seen.
         saved: what the forward keeps, once the graph was partitioned.
@@ -72,11 +76,13 @@ class Pipeline:
     saved_exact: tuple[SavedTensor, ...] | None = None
     fusible: frozenset[str] = frozenset({"cuda"})
     fusions: tuple[Fusion, ...] = ()
+    calibration: Calibration | None = field(init=False, repr=False)
     passes: tuple[Placed, ...] = field(init=False)
     _before: fx.GraphModule | None = field(default=None, repr=False)
     _runner: Runner = field(default_factory=Runner, repr=False)
 
     def __post_init__(self) -> None:
+        self.calibration = calibration_of(self.policy.calibration)
         self.passes = active(self.policy.passes)
         self._order = in_order(self.passes, PASSES)
 
@@ -157,13 +163,16 @@ class Pipeline:
         state.gemms = FindGemms().analyse(state.joint)
         return {"products": len(state.gemms)}
 
-    def _choose(self, state: State) -> None:
-        decisions = ChooseSchemes(self.policy, self.profile).decide(state.gemms)
+    def _choose(self, state: State) -> dict[str, Any]:
+        decisions = ChooseSchemes(self.policy, self.profile, self.calibration).decide(state.gemms)
         state.plan = Plan(decisions, self.profile.name, state.part == "joint", self.policy.settings)
+        return dict(summary(result_errors(state.joint, state.plan, self.calibration)))
 
     def _rewrite(self, state: State) -> None:
         graph, plan = state.joint.graph, state.plan
         assert plan is not None
+        # What passes of others chose has no error yet.
+        plan = state.plan = replace(plan, decisions=tuple(with_errors(d, self.calibration) for d in plan.decisions))
         if plan.rewrites() or any(entry.run.effect() is Effect.REWRITES for entry in self.passes):
             self._before = _copy(graph)
         if not plan.rewrites():
