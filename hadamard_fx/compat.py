@@ -16,7 +16,7 @@ import torch.fx as fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import BackendCompilerFailed
-from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, ParamAOTInput, PlainAOTInput
+from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, GradAOTOutput, ParamAOTInput, PlainAOTInput
 from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims, list_mode_options
 from torch._inductor.codecache import CppCodeCache
@@ -42,6 +42,7 @@ __all__ = [
     "inductor_options_of_mode",
     "input_descriptor",
     "input_position",
+    "is_gradient",
     "known_inductor_option",
     "load_cpp",
     "lookup_hint",
@@ -120,6 +121,11 @@ def input_descriptor(position: int) -> PlainAOTInput:
 def placeholder_descriptor(index: int) -> DummyAOTOutput:
     """A descriptor for a joint output that does not outlive the partition."""
     return DummyAOTOutput(index)
+
+
+def is_gradient(descriptor: object) -> bool:
+    """A result of a joint graph, by its descriptor, is a gradient and no result of the forward."""
+    return isinstance(descriptor, GradAOTOutput)
 
 
 def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:

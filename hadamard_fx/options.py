@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import OptionError, OverrideError, SchemeError
 from .plan import Role
@@ -22,6 +22,9 @@ DEFAULTS: dict[str, Any] = {
     "forward": None,
     "grad_input": None,
     "grad_weight": None,
+    "objective": "time",
+    "memory_budget": 1.0,
+    "max_error": None,
     "count_saturation": False,
     "device_profile": None,
     "calibration": None,
@@ -29,6 +32,9 @@ DEFAULTS: dict[str, Any] = {
     "passes": {},
 }
 """Every option with its default. ``None``: as the profile says, or as the device at hand is."""
+
+OBJECTIVES = {"time": 0.0, "memory": 1.0}
+"""Words for the share of memory in what is minimised."""
 
 PRODUCTS = {str(role): role for role in DEFAULT_SCHEMES}
 """Options that are the scheme of one product of a linear layer."""
@@ -139,6 +145,39 @@ def _read_calibration(value: object, where: str) -> object:
     )
 
 
+def _read_objective(value: object, where: str) -> float:
+    """The share of memory in what is minimised."""
+    if isinstance(value, str) and value in OBJECTIVES:
+        return OBJECTIVES[value]
+    if not _is_number(value) or not 0 <= value <= 1:
+        words = " or ".join(f'"{word}"' for word in OBJECTIVES)
+        raise OptionError(f"{where}: expected {words}, or a number from 0 (time) to 1 (memory), got {value!r}")
+    return float(value)
+
+
+def _read_memory_budget(value: object, where: str) -> float:
+    if not _is_number(value) or not 0 < value <= 1:
+        raise OptionError(
+            f"{where}: expected the largest share of the bytes that exact keeps for the backward, above 0 and at most "
+            f"1, got {value!r}"
+        )
+    return float(value)
+
+
+def _read_max_error(value: object, where: str) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        raise OptionError(
+            f"{where}: expected the largest relative error of a product, 0.05 for instance, got {value!r}"
+        )
+    return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _read_switch(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{where}: expected true or false, got {value!r}")
@@ -165,6 +204,9 @@ READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
     "overrides": _read_overrides,
     **{name: _read_product(role) for name, role in PRODUCTS.items()},
+    "objective": _read_objective,
+    "memory_budget": _read_memory_budget,
+    "max_error": _read_max_error,
     "count_saturation": _read_switch,
     "device_profile": _read_device_profile,
     "calibration": _read_calibration,

@@ -31,6 +31,9 @@ class Policy:
         profile: for all that no other setting rules.
         forward, grad_input, grad_weight: the scheme of all such products; None: as the profile says.
         overrides: in the order given; the first that matches a layer rules it.
+        objective: share of memory in what is minimised: 0 for predicted time, 1 for the bytes kept for the backward.
+        memory_budget: largest share of the bytes that exact keeps for the backward.
+        max_error: largest relative error of a product, measured or predicted; None: no bound.
         count_saturation: products whose accumulators saturate count how often they do.
         device_profile: name or path of the device profile that prices; None: the one of the device at hand.
         calibration: a ``Calibration`` or the path of its file; None: nothing was measured.
@@ -43,6 +46,9 @@ class Policy:
     grad_input: Scheme | None
     grad_weight: Scheme | None
     overrides: tuple[Override, ...]
+    objective: float
+    memory_budget: float
+    max_error: float | None
     count_saturation: bool
     device_profile: str | None
     calibration: Any

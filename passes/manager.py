@@ -40,9 +40,11 @@ from .error_bound import result_errors, summary
 from .expected_error import with_errors
 from .find_gemms import FindGemms
 from .find_producers import FindProducers
+from .foreseen_bytes import ForeseenBytes, copy_of
 from .fuse_producers import FuseProducers
 from .identity import Identity, identify
 from .joint_graph import GraphInput, JointGraph, module_of
+from .one_read import FindOneReads
 from .order import Placed, in_order, unknown_neighbours
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
 from .read_twice import ReadTwice
@@ -164,7 +166,10 @@ class Pipeline:
         return {"products": len(state.gemms)}
 
     def _choose(self, state: State) -> dict[str, Any]:
-        decisions = ChooseSchemes(self.policy, self.profile, self.calibration).decide(state.gemms)
+        reads = FindOneReads(self.fusible).analyse(state.joint, state.gemms)
+        kept = ForeseenBytes(state.joint).kept if state.part == "joint" else None
+        chooser = ChooseSchemes(self.policy, self.profile, self.calibration)
+        decisions = chooser.decide(state.gemms, reads, kept)
         state.plan = Plan(decisions, self.profile.name, state.part == "joint", self.policy.settings)
         return dict(summary(result_errors(state.joint, state.plan, self.calibration)))
 
@@ -174,7 +179,7 @@ class Pipeline:
         # What passes of others chose has no error yet.
         plan = state.plan = replace(plan, decisions=tuple(with_errors(d, self.calibration) for d in plan.decisions))
         if plan.rewrites() or any(entry.run.effect() is Effect.REWRITES for entry in self.passes):
-            self._before = _copy(graph)
+            self._before = copy_of(graph)
         if not plan.rewrites():
             return
         compiles = self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites())
@@ -206,17 +211,6 @@ def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     for node in graph.nodes:
         if node.target in kernels:
             yield kernels[node.target], fx.map_arg(node.args, lambda operand: operand.meta["val"])
-
-
-def _copy(graph: fx.Graph) -> fx.GraphModule:
-    """A graph module of its own, to be partitioned beside the rewritten one."""
-    copy = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    outputs = copy.graph_copy(graph, values)
-    copy.output(outputs)
-    next(iter(reversed(copy.nodes))).meta = dict(next(iter(reversed(graph.nodes))).meta)
-    owner = graph.owning_module
-    return fx.GraphModule(owner if owner is not None else {}, copy)
 
 
 @functools.cache

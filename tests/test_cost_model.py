@@ -19,10 +19,11 @@ from hadamard_fx.cost_model.device_profile import (
     load_profile,
     profile_for,
 )
+from hadamard_fx.cost_model.figures import KINDS
 from hadamard_fx.cost_model.roofline import exact_traffic, seconds
 from hadamard_fx.errors import DeviceError, OptionError
 from hadamard_fx.kernels import compress_tokens, quantize_rows, quantize_weight, quantized_mm
-from hadamard_fx.kernels.traffic import UNITS, Traffic
+from hadamard_fx.kernels.traffic import OWN_RATES, UNITS, Traffic
 from hadamard_fx.plan import Gemm, Role, Size
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -71,9 +72,10 @@ def threads() -> Any:
 def test_bundled_profile_is_complete_and_says_where_its_figures_come_from(name: str) -> None:
     profile = profile_for("cpu", name)
     assert profile.name == name
-    assert set(profile.rates) == set(UNITS)
-    assert set(profile.sources) == {*UNITS, "bandwidth", "launch", "carrier", "token_group", "column_group"}
-    assert all(source.split(": ")[0] in device_profile.KINDS for source in profile.sources.values())
+    assert set(profile.rates) == {*UNITS, *OWN_RATES}
+    others = {"bandwidth", "launch", "processors", "rescales int8", "rescales float8"}
+    assert set(profile.sources) == {*UNITS, *OWN_RATES, *others, "carrier", "token_group", "column_group"}
+    assert all(source.split(": ")[0] in KINDS for source in profile.sources.values())
 
 
 def test_h200_figures_in_si_units() -> None:
