@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ __all__ = [
     "BackendCompilerFailed",
     "CustomGraphPass",
     "CustomPartitionerFn",
+    "activation_budget",
     "any_number_of_compilations",
     "arguments",
     "cache_dir",
@@ -197,6 +198,16 @@ def forget_compiled(model: torch.nn.Module) -> None:
     code = getattr(type(model).forward, "__code__", None)
     if code is not None:
         reset_code(code)
+
+
+def activation_budget(share: float) -> AbstractContextManager[Any]:
+    """Have ``exact_partition`` rebuild activations in the backward until about ``share`` of them is kept."""
+    from torch._functorch import config
+
+    patched: AbstractContextManager[Any] = config.patch(
+        activation_memory_budget=min(share, config.activation_memory_budget)
+    )
+    return patched
 
 
 def exact_partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:

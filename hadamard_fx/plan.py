@@ -182,12 +182,15 @@ class Plan:
         device: name of the device profile that priced them.
         training: the graph has a backward.
         settings: option -> (value as JSON, ``"options" | "environment" | "file" | "default"``).
+        activation_budget: share of the activations that the partition keeps, the rest being rebuilt in the backward;
+            below 1 only where a memory budget asks for less than any scheme keeps.
     """
 
     decisions: tuple[Decision, ...]
     device: str = ""
     training: bool = True
     settings: tuple[tuple[str, tuple[Any, str]], ...] = ()
+    activation_budget: float = 1.0
 
     def decision(self, node: str) -> Decision | None:
         """The decision on the product at fx node ``node``."""
@@ -204,6 +207,7 @@ class Plan:
         return {
             "device": self.device,
             "training": self.training,
+            "activation_budget": self.activation_budget,
             "settings": {key: {"value": value, "from": origin} for key, (value, origin) in self.settings},
             "decisions": [_decision_to_json(d) for d in self.decisions],
         }
@@ -211,7 +215,8 @@ class Plan:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         settings = tuple((key, (entry["value"], entry["from"])) for key, entry in data["settings"].items())
-        return cls(tuple(_decision_from_json(d) for d in data["decisions"]), data["device"], data["training"], settings)
+        decisions = tuple(_decision_from_json(d) for d in data["decisions"])
+        return cls(decisions, data["device"], data["training"], settings, data.get("activation_budget", 1.0))
 
     def digest(self) -> str:
         """A hash that is the same in every process."""

@@ -13,12 +13,13 @@ from typing import ClassVar
 from hadamard_fx.cost_model.calibration import Calibration
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.knapsack import solve
+from hadamard_fx.errors import BudgetError
 from hadamard_fx.plan import Candidate, Cost, Decision, Gemm
 from hadamard_fx.policy import Policy
 from hadamard_fx.scheme import Exact
 
 from .alternatives import Alternative, Alternatives, alternatives
-from .budget import KeptBytes, within_budget
+from .budget import Chosen, KeptBytes, within_budget
 from .expected_error import with_errors
 from .one_read import OneRead
 from .rule import QUANTISABLE, rule_of
@@ -42,9 +43,11 @@ class ChooseSchemes:
     profile: DeviceProfile
     calibration: Calibration | None = None
 
-    def decide(
-        self, gemms: tuple[Gemm, ...], reads: Sequence[OneRead] = (), kept: KeptBytes | None = None
-    ) -> tuple[Decision, ...]:
+    def decide(self, gemms: tuple[Gemm, ...]) -> tuple[Decision, ...]:
+        """One decision per product, in order, by what is known of the products alone."""
+        return self.choose(gemms).decisions
+
+    def choose(self, gemms: tuple[Gemm, ...], reads: Sequence[OneRead] = (), kept: KeptBytes | None = None) -> Chosen:
         """One decision per product, in order.
 
         Args:
@@ -65,12 +68,29 @@ class ChooseSchemes:
         assert best is not None  # without a capacity there always is one
         decisions = self._decisions(shared, best.options)
         if kept is None or self.policy.memory_budget == 1:
-            return decisions
+            return Chosen(decisions)
 
         def decide(chosen: Sequence[int]) -> tuple[Decision, ...]:
             return self._decisions(shared, chosen)
 
-        return within_budget(self.policy, shared, objective, best, decide, kept)
+        try:
+            return within_budget(self.policy, shared, objective, best, decide, kept)
+        except BudgetError as error:
+            self._blame_max_error(error, gemms, reads, kept)
+            raise
+
+    def _blame_max_error(
+        self, error: BudgetError, gemms: tuple[Gemm, ...], reads: Sequence[OneRead], kept: KeptBytes
+    ) -> None:
+        """Raise an error that names ``max_error`` where the memory budget could be kept without it."""
+        if self.policy.max_error is None:
+            return
+        try:
+            replace(self, policy=replace(self.policy, max_error=None)).choose(gemms, reads, kept)
+        except BudgetError:
+            return
+        binding = f"max_error = {self.policy.max_error:g}"
+        raise BudgetError(error.asked, error.least, binding) from None
 
     def _objective(self, products: Sequence[Alternatives]) -> Objective:
         """Time and memory, each as a share of what exact takes, weighed as the user asked."""

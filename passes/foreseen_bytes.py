@@ -26,7 +26,7 @@ class ForeseenBytes:
 
     joint: JointGraph
 
-    def kept(self, decisions: tuple[Decision, ...]) -> int:
+    def kept(self, decisions: tuple[Decision, ...], activation_budget: float = 1.0) -> int:
         """Bytes that the forward keeps under these decisions; products without one stay exact."""
         module = copy_of(self.joint.graph)
         copy = JointGraph(module.graph, self.joint.inputs)
@@ -37,9 +37,10 @@ class ForeseenBytes:
         inputs = module.graph.find_nodes(op="placeholder")
         weights = [number for number, node in enumerate(inputs) if copy.facts(node).parameter]
         count = _forward_results(module.graph)
-        forward, _ = partition(
-            module, (), compat.exact_partition, num_fwd_outputs=count, static_lifetime_input_indices=weights
-        )
+        with compat.activation_budget(activation_budget):
+            forward, _ = partition(
+                module, (), compat.exact_partition, num_fwd_outputs=count, static_lifetime_input_indices=weights
+            )
         return sum(tensor.bytes for tensor in saved_tensors(JointGraph(forward.graph, copy.inputs), count))
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
@@ -44,6 +45,7 @@ from .foreseen_bytes import ForeseenBytes, copy_of
 from .fuse_producers import FuseProducers
 from .identity import Identity, identify
 from .joint_graph import GraphInput, JointGraph, module_of
+from .liveness import peak_bytes
 from .one_read import FindOneReads
 from .order import Placed, in_order, unknown_neighbours
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
@@ -51,6 +53,11 @@ from .read_twice import ReadTwice
 from .registry import PASSES, active
 from .rewrite import RewriteGemms
 from .runner import Runner, State, Step, step_of
+
+REBUILT = (
+    "the memory budget is below what the schemes keep: activations are rebuilt in the backward, which takes time that "
+    "no price knows of"
+)
 
 
 @dataclass
@@ -101,7 +108,9 @@ class Pipeline:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the passes, a sentence each."""
-        return (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
+        rebuilt = self.plan is not None and self.plan.activation_budget < 1
+        of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
+        return (*of_passes, REBUILT) if rebuilt else of_passes
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
         """Decide on every product of a joint or inference graph and rewrite it in place.
@@ -128,7 +137,8 @@ class Pipeline:
             forward, _ = inner(self._before, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
-        parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        with compat.activation_budget(1.0 if self.plan is None else self.plan.activation_budget):
+            parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
         for part, name in zip(parts, ("forward", "backward"), strict=True):
             self._behind_partition(part.graph, name)
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
@@ -169,16 +179,27 @@ class Pipeline:
         reads = FindOneReads(self.fusible).analyse(state.joint, state.gemms)
         kept = ForeseenBytes(state.joint).kept if state.part == "joint" else None
         chooser = ChooseSchemes(self.policy, self.profile, self.calibration)
-        decisions = chooser.decide(state.gemms, reads, kept)
-        state.plan = Plan(decisions, self.profile.name, state.part == "joint", self.policy.settings)
+        chosen = chooser.choose(state.gemms, reads, kept)
+        facts = (self.profile.name, state.part == "joint", self.policy.settings)
+        state.plan = Plan(chosen.decisions, *facts, chosen.activation_budget)
         return dict(summary(result_errors(state.joint, state.plan, self.calibration)))
 
-    def _rewrite(self, state: State) -> None:
+    def _rewrite(self, state: State) -> dict[str, int]:
+        """Edit the graph; the facts are the most bytes that live at a time, by the liveness of the joint graph."""
+        exact = _peak(state.joint)
+        self._edit(state)
+        return {f"{name}_bytes": peak for name, peak in (("peak_exact", exact), ("peak", _peak(state.joint))) if peak}
+
+    def _edit(self, state: State) -> None:
         graph, plan = state.joint.graph, state.plan
         assert plan is not None
         # What passes of others chose has no error yet.
         plan = state.plan = replace(plan, decisions=tuple(with_errors(d, self.calibration) for d in plan.decisions))
-        if plan.rewrites() or any(entry.run.effect() is Effect.REWRITES for entry in self.passes):
+        if (
+            plan.rewrites()
+            or plan.activation_budget < 1
+            or any(entry.run.effect() is Effect.REWRITES for entry in self.passes)
+        ):
             self._before = copy_of(graph)
         if not plan.rewrites():
             return
@@ -203,6 +224,14 @@ class Pipeline:
             tensor = "g_y" if call in state.joint.tangent_closure else "x"
             self.fusions = tuple(f.read_twice(module_of(call), tensor, again) for f in self.fusions)
         return {"read twice": [module_of(call) for call, _ in split]}
+
+
+def _peak(joint: JointGraph) -> int:
+    """0 where a size is symbolic."""
+    values = (node.meta.get("val") for node in joint.graph.nodes)
+    if any(isinstance(v, torch.Tensor) and not all(isinstance(n, int) for n in v.shape) for v in values):
+        return 0
+    return peak_bytes(joint)
 
 
 def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
