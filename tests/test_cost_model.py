@@ -92,6 +92,11 @@ def test_cuda_device_is_recognised_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         ("NVIDIA H200", "h200"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "cuda_generic"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "cuda_generic"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 D", "cuda_generic"),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         assert profile_for("cuda").name.split()[0] == profile
@@ -106,8 +111,10 @@ def test_unknown_cuda_device_falls_back_openly(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        ("fpu avx2", "cpu_generic"),
+        ("fpu", "cpu_generic"),
+        ("fpu avx2 fma", "cpu_avx2"),
         ("fpu avx2 avx512_vnni", "cpu_vnni"),
+        ("fpu avx2 fma avx512f avx512_vnni", "cpu_vnni"),
         ("amx_int8 amx_tile avx512_vnni avx2", "cpu_amx"),
         ("", "cpu_generic"),
     ],
@@ -268,8 +275,9 @@ def test_every_dtype_has_a_price(dtype: str) -> None:
 @pytest.mark.parametrize(
     "shape", [(64, 64, 64), (4096, 1024, 4096), (4096, 4096, 1024), (8192, 8192, 8192), (17, 33, 5)]
 )
-def test_no_gain_is_predicted_without_vnni(shape: tuple[int, int, int], dtype: str) -> None:
-    profile = profile_for("cpu", "cpu_generic")
+@pytest.mark.parametrize("name", ["cpu_generic", "cpu_avx2"])
+def test_no_gain_is_predicted_without_vnni(name: str, shape: tuple[int, int, int], dtype: str) -> None:
+    profile = profile_for("cpu", name)
     exact = seconds([exact_traffic(gemm(*shape, dtype))], profile)
     assert grad_input_seconds(*shape, dtype, profile) > exact
     assert grad_weight_seconds(*shape, dtype, profile) > exact
