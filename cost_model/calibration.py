@@ -5,6 +5,7 @@ Products are known by layer and role, the names of the report, so that it does n
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -158,6 +159,10 @@ class Calibration:
 
     def digest(self) -> str:
         """A hash of all that decides; the same in every process."""
+        return self._digest
+
+    @functools.cached_property
+    def _digest(self) -> str:
         content = [product.to_json() for product in self.products]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import optimize, special
+from scipy import special
 
 from .statistics import GAUSSIAN_FLATNESS, Shape
 
@@ -106,6 +106,8 @@ def _exponent(flatness: float) -> float:
     def excess(beta: float) -> float:
         ln = special.gammaln
         return float(np.exp(ln(2 / beta) - 0.5 * (ln(1 / beta) + ln(3 / beta)))) - flatness
+
+    from scipy import optimize  # slow to import, and only data that is not Gaussian needs it
 
     low, high = 0.2, 20.0
     if excess(low) >= 0 or excess(high) <= 0:

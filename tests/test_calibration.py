@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import hadamard_fx
@@ -201,6 +202,40 @@ def test_autocast_and_several_sizes_of_a_batch():
     assert all(d.gemm.dtype == "bfloat16" for d in report.reports[0].plan.decisions)
 
 
+def test_a_scheme_that_overflows_has_an_error_that_a_file_can_hold(tmp_path, monkeypatch):
+    from hadamard_fx.calibration import product_sums
+
+    monkeypatch.setattr(product_sums, "single_product", lambda *_: lambda left, right: (left @ right) * float("inf"))
+    found = hadamard_fx.calibrate(nn.Linear(32, 32), batches(1), square)
+    assert all(error == product_sums.OVERFLOWN for product in found.products for _, error in product.measured)
+    assert Calibration.load(found.save(tmp_path / "calibration.json")) == found
+
+
+def test_checkpointing_graph_breaks_and_dynamic_shapes():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.tied = nn.Linear(32, 64), nn.Linear(64, 32), nn.Linear(32, 32, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            block = torch.utils.checkpoint.checkpoint(lambda x: self.down(F.gelu(self.up(x))), x, use_reentrant=False)
+            torch._dynamo.graph_break()
+            return F.linear(self.tied(x + block), self.tied.weight)
+
+    model = Broken()
+    found = by_key(hadamard_fx.calibrate(model, batches(2), square))
+    assert {layer for layer, _ in found} == {"up", "down", "tied#0", "tied#1"}
+    assert all(product.statistics is not None for product in found.values())
+    known = Calibration(tuple(found.values()), 2)
+    options = {"profile": "hot", "calibration": known}
+    before = len(hadamard_fx.reports())
+    compiled = torch.compile(model, backend="hadamard", options=options, dynamic=True)
+    square(compiled, torch.randn(48, 32)).backward()
+    plans = [report.plan for report in hadamard_fx.reports()[before:]]
+    assert len(plans) == 2 and all(plan.rewrites() for plan in plans)
+    assert any(d.gemm.M.symbol for plan in plans for d in plan.rewrites())
+
+
 def test_a_gradient_that_is_zero_leaves_nothing_to_measure():
     model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
     found = hadamard_fx.calibrate(model, batches(1), lambda model, batch: (model(batch) * 0).sum())
@@ -351,6 +386,10 @@ def test_a_loss_that_cannot_be_differentiated_is_refused(net, loss, message):
 def test_no_batch_and_nothing_to_train_are_refused(net):
     with pytest.raises(CalibrationError, match="no batch"):
         hadamard_fx.calibrate(net, iter(()), square)
+    with pytest.raises(CalibrationError, match=r"must be an nn\.Module"):
+        hadamard_fx.calibrate(lambda x: x, batches(1), square)
+    with pytest.raises(CalibrationError, match="linear layers"):
+        hadamard_fx.calibrate(nn.Linear(32, 8).double(), [batch.double() for batch in batches(1)], square)
     with pytest.raises(CalibrationError, match="no parameter"):
         hadamard_fx.calibrate(nn.Linear(4, 4).requires_grad_(False), batches(1), square)
 

@@ -48,8 +48,8 @@ def calibrate(
         progress: show a progress bar; by default where standard error is a terminal.
 
     Raises:
-        CalibrationError: no batch, no parameter to train, no scalar, no product of a layer, or a product that is not
-            finite.
+        CalibrationError: no module, no batch, no parameter to train, no scalar, no product of a layer, or a product
+            that is not finite.
     """
     return record(model, batches, loss, device_profile, progress)[0]
 
@@ -58,7 +58,9 @@ def record(
     model: nn.Module, batches: Iterable[Any], loss: Loss, device_profile: str | None, progress: bool | None
 ) -> tuple[Calibration, Recorder]:
     """``calibrate``, and who recorded it."""
-    original: nn.Module = getattr(model, "_orig_mod", model)
+    original = getattr(model, "_orig_mod", model)
+    if not isinstance(original, nn.Module):
+        raise CalibrationError(f"model must be an nn.Module, whose layers have names, got {model!r}")
     trained = [parameter for parameter in original.parameters() if parameter.requires_grad]
     if not trained:
         raise CalibrationError("no parameter of the model requires a gradient: there is no backward to calibrate")
@@ -73,7 +75,8 @@ def record(
     products = recorder.products()
     if not products:
         raise CalibrationError(
-            "no product of a layer's weight was seen: loss(model, batch) must call the model that it is given"
+            "no product of a layer's weight was seen: loss(model, batch) must call the model that it is given, which "
+            "must have linear layers in float32, bfloat16 or float16"
         )
     device = next(iter(trained)).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

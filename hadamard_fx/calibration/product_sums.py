@@ -22,6 +22,9 @@ from .operand_sums import OperandSums
 
 __all__ = ["ProductSums"]
 
+OVERFLOWN = 1e6
+"""Relative error of a scheme whose result is not finite."""
+
 Product = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -111,7 +114,9 @@ class ProductSums:
             dropped if bool(self._dropped.any()) else (),
         )
         measured = ((scheme, (error / energy) ** 0.5) for scheme, (error, energy) in self._errors.items())
-        errors = tuple((scheme, float(f"{error:.6g}")) for scheme, error in measured)
+        # A result that overflowed is no number; JSON has no word for it, and no choice wants it.
+        finite = ((scheme, error if error < OVERFLOWN else OVERFLOWN) for scheme, error in measured)
+        errors = tuple((scheme, float(f"{error:.6g}")) for scheme, error in finite)
         return CalibratedProduct(gemm.layer, gemm.role, weight_extents(gemm), statistics, errors)
 
 

@@ -148,10 +148,10 @@ def _price(decision: Decision) -> str:
 
 def _errors(decision: Decision) -> Iterator[str]:
     """The relative error of the result, predicted and, with a calibration, measured."""
-    predicted, measured = decision.cost.error, decision.measured_error
-    if predicted is not None:
-        beside = "" if measured is None else f", {_share(measured)} measured"
-        yield f"error {_share(predicted)} predicted{beside}"
+    known = ((decision.cost.error, "predicted"), (decision.measured_error, "measured"))
+    told = [f"{_share(error)} {how}" for error, how in known if error is not None]
+    if told:
+        yield f"error {', '.join(told)}"
 
 
 def _share(value: float) -> str:

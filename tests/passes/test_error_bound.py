@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from harness import traced
 from torch import nn
 
 import hadamard_fx
 from hadamard_fx.passes.error_bound import ResultError, result_errors, summary
 from hadamard_fx.passes.joint_graph import JointGraph
-
-from .harness import traced
 
 
 class Watch:
