@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 from hadamard_fx.errors import DeviceError, HadamardError, OptionError
-from hadamard_fx.kernels.traffic import UNITS
+from hadamard_fx.kernels.traffic import OWN_RATES, UNITS
 from hadamard_fx.scheme import CARRIERS
 
 from .cpu_flags import cpu_flags
+from .figures import entry, figure, figure_or, preference
 from .tuned import path_of
 
 __all__ = [
@@ -44,14 +45,10 @@ __all__ = [
 
 PROFILE_FOLDER = Path(__file__).resolve().parent / "profiles"
 SCHEMA, VERSION = "hadamard_fx.device_profile", 1
-KINDS = ("measured", "datasheet", "derived")
+PRODUCTS = ("int8", "float8")
+"""Units whose products may rescale partial sums."""
 
-_PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
-_SI = {
-    "bandwidth": {f"{prefix}B/s": factor for prefix, factor in _PREFIX.items()},
-    "rate": {f"{prefix}OP/s": factor for prefix, factor in _PREFIX.items()},
-    "launch": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
-}
+_FOUR = "a quarter of vector: four instructions for each partial sum"
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,15 @@ class DeviceProfile:
         matches: how it recognises a device: a regular expression for the CUDA device's name, or the CPU flags that must
             all be present, separated by spaces. Empty: any device of the type (the generic profile).
         bandwidth: bytes/s to and from memory, reads and writes added up.
-        rates: operations/s of each unit of ``kernels.traffic.UNITS`` (a multiply-add is two operations).
+        rates: operations/s of each unit of ``kernels.traffic.UNITS`` and ``OWN_RATES`` (a multiply-add is two
+            operations); a kernel without a rate of its own has that of ``"vector"``.
         launch: seconds that every kernel costs besides its work.
+        rescales: partial sums/s that a product in groups multiplies by a scale, beside its operations: ``"int8"``,
+            ``"float8"``.
+        processors: that work apart from each other, whose last wave counts; 0 where it is not known.
         carrier: the type that holds 4-bit integers fastest: ``"int8"`` or ``"float8_e4m3"``.
         token_group, column_group: tokens that share a scale in ``LowRank``, and columns in the gradient's ``Hadamard``,
-            where the operands have 16 bits; 0 for all.
+            of the kernel that reads a gradient once; 0 where there is none. Whether it is taken is a matter of price.
         sources: figure -> ``"measured: …"``, ``"datasheet: …"`` or ``"derived: …"``.
     """
 
@@ -78,6 +79,8 @@ class DeviceProfile:
     bandwidth: float
     rates: Mapping[str, float] = field(hash=False)
     launch: float
+    rescales: Mapping[str, float] = field(hash=False)
+    processors: int
     carrier: str
     token_group: int
     column_group: int
@@ -198,20 +201,28 @@ def _parse(data: Any, threads: int) -> DeviceProfile:
     if data.get("version") != VERSION:
         raise OptionError(f"version {data.get('version')!r}; this release reads version {VERSION}")
     sources: dict[str, str] = {}
-    rates = _entry(data, "rates", dict)
-    for unit in rates:
-        if unit not in UNITS:
-            raise OptionError(f"rates: unknown unit {unit!r}; known: {', '.join(UNITS)}")
+    rates, rescales = entry(data, "rates", dict), data.get("rescales", {})
+    for name, table, known in (("rates", rates, (*UNITS, *OWN_RATES)), ("rescales", rescales, PRODUCTS)):
+        for unit in table:
+            if unit not in known:
+                raise OptionError(f"{name}: unknown unit {unit!r}; known: {', '.join(known)}")
+    found = {unit: figure(rates, unit, "rate", threads, sources) for unit in UNITS}
+    for kernel in OWN_RATES:
+        found[kernel] = figure_or(rates, kernel, "rate", threads, sources, found["vector"], "as vector")
+    quarter = found["vector"] / 4
+    rescaled = {u: figure_or(rescales, u, "rate", threads, sources, quarter, _FOUR, "rescales ") for u in PRODUCTS}
     profile = DeviceProfile(
-        name=_entry(data, "name", str),
-        device_type=_entry(data, "device_type", str),
-        matches=_entry(data, "matches", str),
-        bandwidth=_figure(data, "bandwidth", "bandwidth", threads, sources),
-        rates={unit: _figure(rates, unit, "rate", threads, sources) for unit in UNITS},
-        launch=_figure(data, "launch", "launch", threads, sources),
-        carrier=_preference(data, "carrier", str, sources),
-        token_group=_preference(data, "token_group", int, sources),
-        column_group=_preference(data, "column_group", int, sources),
+        name=entry(data, "name", str),
+        device_type=entry(data, "device_type", str),
+        matches=entry(data, "matches", str),
+        bandwidth=figure(data, "bandwidth", "bandwidth", threads, sources),
+        rates=found,
+        launch=figure(data, "launch", "launch", threads, sources),
+        rescales=rescaled,
+        processors=int(figure_or(data, "processors", "count", threads, sources, 0.0, "not known: no last wave counts")),
+        carrier=preference(data, "carrier", str, sources),
+        token_group=preference(data, "token_group", int, sources),
+        column_group=preference(data, "column_group", int, sources),
         sources=sources,
     )
     if profile.carrier not in CARRIERS:
@@ -220,48 +231,3 @@ def _parse(data: Any, threads: int) -> DeviceProfile:
         if getattr(profile, name) < 0 or getattr(profile, name) % 16:
             raise OptionError(f"{name} must be 0 or a multiple of 16, got {getattr(profile, name)}")
     return profile
-
-
-def _entry(data: Mapping[str, Any], key: str, kind: type) -> Any:
-    if key not in data:
-        raise OptionError(f"{key!r} is missing")
-    value = data[key]
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise OptionError(f"{key!r} must be of type {kind.__name__}, got {value!r}")
-    return value
-
-
-def _preference(data: Mapping[str, Any], key: str, kind: type, sources: dict[str, str]) -> Any:
-    entry = _entry(_entry(data, "preferences", dict), key, dict)
-    sources[key] = _source(entry, key)
-    try:
-        return _entry(entry, "value", kind)
-    except OptionError as error:
-        raise OptionError(f"{key!r}: {error}") from None
-
-
-def _source(entry: Mapping[str, Any], key: str) -> str:
-    kind, source = _entry(entry, "kind", str), _entry(entry, "source", str)
-    if kind not in KINDS or not source:
-        raise OptionError(f"{key!r}: kind must be one of {', '.join(KINDS)}, and the source must be named")
-    return f"{kind}: {source}"
-
-
-def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
-
-
-def _figure(data: Mapping[str, Any], key: str, dimension: str, threads: int, sources: dict[str, str]) -> float:
-    """One figure in SI units."""
-    entry = _entry(data, key, dict)
-    unit, per = _entry(entry, "unit", str), entry.get("per", "device")
-    if unit not in _SI[dimension]:
-        raise OptionError(f"{key!r}: unit must be one of {', '.join(_SI[dimension])}, got {unit!r}")
-    if per not in ("core", "device"):
-        raise OptionError(f'{key!r}: "per" must be "core" or "device", got {per!r}')
-    value: Any = entry.get("value")
-    ceiling: Any = entry.get("ceiling", float("inf"))
-    if not _positive(value) or value == float("inf") or not _positive(ceiling):
-        raise OptionError(f"{key!r}: value and ceiling must be positive numbers, got {value!r} and {ceiling!r}")
-    sources[key] = _source(entry, key)
-    return min(float(value) * (threads if per == "core" else 1), float(ceiling)) * _SI[dimension][unit]

@@ -1,22 +1,26 @@
 """Roofline prices: a kernel takes as long as its bytes or its operations do, whichever is longer.
 
-    seconds = Σ over launches  launch + max(bytes / bandwidth, operations / rate of the unit)
+    seconds = Σ over launches  launch + max(bytes / bandwidth, (operations / rate + rescales / their rate) · waves)
 
-The sizes in a ``Traffic`` may be sympy symbols; the price is then a formula of them.
+``waves`` is how much longer a launch takes because its last wave leaves processors idle: programs fill the processors
+of the device in waves, and a wave takes its time whether it is full or not. The sizes in a ``Traffic`` may be sympy
+symbols; the price is then a formula of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from hadamard_fx.kernels.traffic import Expression, Traffic
+from hadamard_fx.kernels.traffic import Expression, Traffic, product_programs
 from hadamard_fx.plan import Gemm
 
 from .device_profile import DeviceProfile
 
-__all__ = ["exact_traffic", "seconds"]
+__all__ = ["UNIT_OF_DTYPE", "exact_product", "exact_traffic", "figures", "launch_time", "seconds"]
 
-_UNIT = {
+UNIT_OF_DTYPE = {
     "float32": (4, "float32", 1),
     "bfloat16": (2, "bfloat16", 1),
     "float16": (2, "float16", 1),
@@ -35,34 +39,79 @@ def seconds(traffics: Iterable[Traffic], profile: DeviceProfile) -> Expression:
     Returns:
         a float, or a sympy expression where a size is a symbol.
     """
+    known = figures(profile)
     total: Expression = 0.0
     for traffic in traffics:
-        by_bytes = traffic.bytes / profile.bandwidth
-        by_operations = traffic.operations / profile.rates[traffic.unit]
-        total = total + profile.launch + _longer(by_bytes, by_operations)
+        total = total + launch_time(traffic, known)
     return total
 
 
-def _longer(left: Expression, right: Expression) -> Expression:
-    if isinstance(left, int | float) and isinstance(right, int | float):
-        return max(left, right)
-    import sympy  # only formulas need it, and it is slow to import
+def figures(profile: DeviceProfile) -> dict[str, float]:
+    """What prices depend on, by the names that formulas have for it: ``"bandwidth"``, ``"rate_int8"`` and so on."""
+    return {
+        "bandwidth": profile.bandwidth,
+        "launch": profile.launch,
+        "processors": profile.processors,
+        **{f"rate_{unit}": rate for unit, rate in profile.rates.items()},
+        **{f"rescales_{unit}": rate for unit, rate in profile.rescales.items()},
+    }
 
-    return sympy.Max(left, right)
+
+def launch_time(traffic: Traffic, known: Mapping[str, Any]) -> Expression:
+    """Seconds of one launch.
+
+    Args:
+        traffic: with numbers or symbols.
+        known: as ``figures``, numbers or symbols; no wave counts where ``"processors"`` is 0.
+    """
+    by_operations = traffic.operations / known[f"rate_{traffic.unit}"]
+    if _is_there(traffic.rescales):
+        by_operations += traffic.rescales / known[f"rescales_{traffic.unit}"]
+    if _is_there(known["processors"]) and _is_there(traffic.programs):
+        waves = _function("ceiling", traffic.programs / known["processors"])
+        by_operations *= waves * known["processors"] / traffic.programs
+    return known["launch"] + _function("Max", traffic.bytes / known["bandwidth"], by_operations)
+
+
+def _is_there(value: Expression) -> bool:
+    return not isinstance(value, int | float) or value > 0
+
+
+def _function(name: str, *arguments: Expression) -> Expression:
+    """Of numbers by Python, of anything else by sympy, which is slow to import."""
+    if all(isinstance(argument, int | float) for argument in arguments):
+        return math.ceil(arguments[0]) if name == "ceiling" else max(*arguments)
+    import sympy
+
+    return getattr(sympy, name)(*arguments)
+
+
+def exact_product(
+    m: Expression, n: Expression, k: Expression, batch: Expression, itemsize: int, unit: str, factor: int
+) -> Traffic:
+    """A product as the user wrote it: each operand read once, the result written once.
+
+    Args:
+        m, n, k, batch: sizes; ``batch`` products.
+        itemsize: bytes of an element of the operands and of the result.
+        unit: which unit computes it.
+        factor: operations of the unit that one multiplication or addition stands for.
+    """
+    return Traffic(
+        kernel="mm" if batch == 1 else "bmm",
+        read=batch * (m + n) * k * itemsize,
+        written=batch * m * n * itemsize,
+        operations=factor * 2 * batch * m * n * k,
+        unit=unit,
+        programs=batch * product_programs(m, n, k),
+    )
 
 
 def exact_traffic(gemm: Gemm) -> Traffic:
-    """The product as the user wrote it: each operand read once, the result written once, in the operands' dtype.
+    """The product as the user wrote it, in the operands' dtype.
 
     float32 is IEEE float32, not tf32. dtypes without a rate of their own are priced as multiples of float32, so that a
     product that nobody may rewrite has a price too.
     """
-    size, unit, factor = _UNIT.get(gemm.dtype, (4, "float32", 1))
-    batch, m, n, k = gemm.batch.hint, gemm.M.hint, gemm.N.hint, gemm.K.hint
-    return Traffic(
-        kernel="mm" if batch == 1 else "bmm",
-        read=batch * (m + n) * k * size,
-        written=batch * m * n * size,
-        operations=factor * gemm.flops,
-        unit=unit,
-    )
+    size, unit, factor = UNIT_OF_DTYPE.get(gemm.dtype, (4, "float32", 1))
+    return exact_product(gemm.M.hint, gemm.N.hint, gemm.K.hint, gemm.batch.hint, size, unit, factor)

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 from filelock import FileLock
 
 from hadamard_fx.errors import DeviceError
+from hadamard_fx.files import write_whole
 
 __all__ = ["device_name", "forget", "path_of", "save"]
 
@@ -57,15 +57,7 @@ def save(device_type: str, data: dict[str, Any]) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=30):
-            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    file.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-                os.replace(temporary, path)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
+            write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
     except (OSError, TimeoutError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DeviceError(

@@ -83,7 +83,7 @@ def measure(device_type: str, like: DeviceProfile, advance: Callable[[str], None
     for step in STEPS[:-1]:
         advance(step)
         figures[step] = bench.figure(step, figures)
-    rates = {unit: figures[unit] for unit in UNITS}
+    rates = {**like.rates, **{unit: figures[unit] for unit in UNITS}}
     profile = dataclasses.replace(like, bandwidth=figures["bandwidth"], launch=figures["launch"], rates=rates)
     advance("check")
     return Tuning(_json(device_type, name, figures, like), tuple(bench.residuals(profile)))

@@ -5,6 +5,8 @@ there, rewrites those products, and lets Inductor compile the rest.
 """
 
 from .backend import hadamard
+from .calibration import Recalibration, calibrate
+from .cost_model.calibration import Calibration
 from .errors import HadamardError
 from .passes.base import Pass
 from .passes.registry import register_pass
@@ -14,11 +16,14 @@ from .report.explain import Explanation, explain
 from .report.history import reports
 
 __all__ = [
+    "Calibration",
     "Explanation",
     "HadamardError",
     "Pass",
     "Policy",
+    "Recalibration",
     "Report",
+    "calibrate",
     "explain",
     "hadamard",
     "register_pass",

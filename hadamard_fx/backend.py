@@ -62,9 +62,9 @@ def compile_graph(
         inner_compile: what turns a partitioned graph into code, Inductor where it is None.
     """
     library.load()
-    device_type = _device_type(example_inputs)
     inputs = describe_inputs(gm, example_inputs)
-    pipeline = Pipeline(policy, profile_for(device_type, policy.device_profile), inputs, runs=inner_compile is None)
+    profile = profile_for(device_type(example_inputs), policy.device_profile)
+    pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None)
     key = _graph_key(gm, example_inputs, pipeline)
     patches = {**_mode_patches(mode), **_inductor_patches(policy), **_hooks(pipeline)}
     arguments: dict[str, Any] = {}
@@ -85,7 +85,8 @@ def reset() -> None:
 hadamard.reset = reset  # type: ignore[attr-defined]
 
 
-def _device_type(example_inputs: Sequence[Any]) -> str:
+def device_type(example_inputs: Sequence[Any]) -> str:
+    """The type of the device that a graph runs on, by its inputs: ``"cuda"``."""
     types = [value.device.type for value in example_inputs if isinstance(value, torch.Tensor)]
     return next((kind for kind in types if kind != "cpu"), "cpu")
 
@@ -107,7 +108,7 @@ def _hooks(pipeline: Pipeline) -> dict[str, Any]:
     if pipeline.identity.unknown or Dump.wanted():
         decisive = None  # a hit would run no pass: it might be stale, and would dump nothing
     return {
-        "joint_custom_pre_pass": _GraphHook("joint_custom_pre_pass", pipeline.rewrite_joint, decisive),
+        "joint_custom_pre_pass": GraphHook("joint_custom_pre_pass", pipeline.rewrite_joint, decisive),
         "custom_partitioner_fn": _PartitionHook(pipeline, decisive),
     }
 
@@ -116,6 +117,7 @@ def _digest(pipeline: Pipeline) -> str:
     facts = (
         pipeline.policy.digest(),
         pipeline.profile.digest(),
+        pipeline.calibration.digest() if pipeline.calibration else "",
         repr(pipeline.inputs),
         repr(sorted(pipeline.fusible)),
         library.source_digest(),
@@ -147,7 +149,7 @@ def _uuid_of(hook: Any) -> tuple[bool, Any]:
     return uuid is not None, uuid
 
 
-class _GraphHook(compat.CustomGraphPass):
+class GraphHook(compat.CustomGraphPass):
     """One of Inductor's graph hooks: the user's own first, then ours."""
 
     def __init__(self, name: str, ours: Callable[[fx.Graph], None], decisive: str | None) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ import torch.fx as fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import config as dynamo_config
 from torch._dynamo.exc import BackendCompilerFailed
-from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, ParamAOTInput, PlainAOTInput
+from torch._functorch._aot_autograd.descriptors import DummyAOTOutput, GradAOTOutput, ParamAOTInput, PlainAOTInput
 from torch._inductor import config as inductor_config
 from torch._inductor import inductor_prims, list_mode_options
 from torch._inductor.codecache import CppCodeCache
@@ -32,14 +32,18 @@ __all__ = [
     "BackendCompilerFailed",
     "CustomGraphPass",
     "CustomPartitionerFn",
+    "activation_budget",
     "any_number_of_compilations",
     "arguments",
     "cache_dir",
     "compile_fx",
     "exact_partition",
+    "forget_compiled",
     "fresh_fake_mode",
     "inductor_options_of_mode",
+    "input_descriptor",
     "input_position",
+    "is_gradient",
     "known_inductor_option",
     "load_cpp",
     "lookup_hint",
@@ -110,9 +114,19 @@ def input_position(placeholder: fx.Node) -> tuple[int | None, str]:
     return None, ""
 
 
+def input_descriptor(position: int) -> PlainAOTInput:
+    """What ``input_position`` reads: the descriptor of a placeholder that is input number ``position``."""
+    return PlainAOTInput(position)
+
+
 def placeholder_descriptor(index: int) -> DummyAOTOutput:
     """A descriptor for a joint output that does not outlive the partition."""
     return DummyAOTOutput(index)
+
+
+def is_gradient(descriptor: object) -> bool:
+    """A result of a joint graph, by its descriptor, is a gradient and no result of the forward."""
+    return isinstance(descriptor, GradAOTOutput)
 
 
 def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
@@ -175,6 +189,25 @@ def any_number_of_compilations() -> Iterator[None]:
     """Lift dynamo's limit of compilations per function, behind which it runs a function without its backend."""
     with dynamo_config.patch(recompile_limit=2**30, accumulated_recompile_limit=2**30):
         yield
+
+
+def forget_compiled(model: torch.nn.Module) -> None:
+    """Drop the code that dynamo keeps for the forward of a module's class, under whatever backend it was compiled."""
+    from torch._C._dynamo.eval_frame import reset_code
+
+    code = getattr(type(model).forward, "__code__", None)
+    if code is not None:
+        reset_code(code)
+
+
+def activation_budget(share: float) -> AbstractContextManager[Any]:
+    """Have ``exact_partition`` rebuild activations in the backward until about ``share`` of them is kept."""
+    from torch._functorch import config
+
+    patched: AbstractContextManager[Any] = config.patch(
+        activation_memory_budget=min(share, config.activation_memory_budget)
+    )
+    return patched
 
 
 def exact_partition(joint: fx.GraphModule, joint_inputs: Any, **kwargs: Any) -> tuple[fx.GraphModule, fx.GraphModule]:

@@ -5,6 +5,8 @@ This module imports nothing of the project, so that every layer may raise these.
 
 from __future__ import annotations
 
+import math
+
 
 class HadamardError(Exception):
     """Base of every error that hadamard-fx raises on purpose."""
@@ -16,6 +18,27 @@ class OptionError(HadamardError, ValueError):
 
 class SchemeError(OptionError):
     """The parameters of a scheme contradict each other, for instance a rank above the order."""
+
+
+class BudgetError(HadamardError, ValueError):
+    """No choice of schemes keeps as little for the backward as the memory budget asks for.
+
+    Args:
+        asked: the budget, a share of what exact keeps.
+        least: the smallest share that any choice keeps.
+        binding: what stands in the way, beside the schemes themselves: ``"max_error = 0.01"``; ``""`` for nothing.
+    """
+
+    def __init__(self, asked: float, least: float, binding: str = "") -> None:
+        self.asked, self.least, self.binding = asked, least, binding
+        self.nearest = math.ceil(least * 1000) / 1000
+        cause = f"with {binding} every choice" if binding else "every choice"
+        cure = f"raise or drop {binding}, or ask" if binding else "ask"
+        super().__init__(
+            f"memory_budget = {asked:g} cannot be kept: {cause} of schemes keeps at least {100 * least:.1f} % of the "
+            f"bytes that exact keeps for the backward; {cure} for the nearest feasible value, "
+            f'options={{"memory_budget": {self.nearest:g}}}'
+        )
 
 
 class OverrideError(OptionError):
@@ -122,6 +145,10 @@ class DeviceError(HadamardError, RuntimeError):
 
 class FactoryError(HadamardError, ValueError):
     """``MODULE:FACTORY`` does not lead to a callable that returns ``(model, inputs[, loss])``."""
+
+
+class CalibrationError(HadamardError, ValueError):
+    """A calibration does not fit the model, its file is damaged or cannot be written, or a batch cannot be measured."""
 
 
 class ReportError(HadamardError, ValueError):

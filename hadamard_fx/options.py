@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import OptionError, OverrideError, SchemeError
 from .plan import Role
@@ -21,12 +22,19 @@ DEFAULTS: dict[str, Any] = {
     "forward": None,
     "grad_input": None,
     "grad_weight": None,
+    "objective": "time",
+    "memory_budget": 1.0,
+    "max_error": None,
     "count_saturation": False,
     "device_profile": None,
+    "calibration": None,
     "inductor": {},
     "passes": {},
 }
 """Every option with its default. ``None``: as the profile says, or as the device at hand is."""
+
+OBJECTIVES = {"time": 0.0, "memory": 1.0}
+"""Words for the share of memory in what is minimised."""
 
 PRODUCTS = {str(role): role for role in DEFAULT_SCHEMES}
 """Options that are the scheme of one product of a linear layer."""
@@ -40,11 +48,21 @@ class Choice:
         schemes: in the order of preference.
         priced: the cheapest is taken, exact among the candidates; otherwise the first legal one, whatever it costs.
         origin: for the report: ``"profile 'hot'"``.
+        written: the user wrote the scheme, in an option or an override: a calibration leaves it as it is.
+        refused: (scheme, why) of what a calibration forbids.
+        notes: (scheme, what a calibration made of it), for the reason.
     """
 
     schemes: tuple[Scheme, ...]
     priced: bool
     origin: str
+    written: bool = False
+    refused: tuple[tuple[Scheme, str], ...] = ()
+    notes: tuple[tuple[Scheme, str], ...] = ()
+
+    def note(self, scheme: Scheme) -> str:
+        """What the calibration made of a scheme, ``""`` for nothing."""
+        return dict(self.notes).get(scheme, "")
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Override:
         if self.profile is not None:
             return Choice(self.profile.schemes(role), self.profile.priced, f"{origin}: profile {self.profile.name!r}")
         scheme: Scheme | None = getattr(self, str(role), None)
-        return None if scheme is None else Choice((scheme,), False, origin)
+        return None if scheme is None else Choice((scheme,), False, origin, written=True)
 
 
 def _read_profile(value: object, where: str) -> Profile:
@@ -115,6 +133,51 @@ def _read_device_profile(value: object, where: str) -> str | None:
     raise OptionError(f"{where}: expected the name of a device profile or the path of a JSON file, got {value!r}")
 
 
+def _read_calibration(value: object, where: str) -> object:
+    """A path, or a ``Calibration``, which these words know by its digest only. What a file holds is read later."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None or (isinstance(value, str) and value) or hasattr(value, "digest"):
+        return value
+    raise OptionError(
+        f"{where}: expected what hadamard_fx.calibrate returned, or the path of the file that it was saved to, "
+        f"got {value!r}"
+    )
+
+
+def _read_objective(value: object, where: str) -> float:
+    """The share of memory in what is minimised."""
+    if isinstance(value, str) and value in OBJECTIVES:
+        return OBJECTIVES[value]
+    if not _is_number(value) or not 0 <= value <= 1:
+        words = " or ".join(f'"{word}"' for word in OBJECTIVES)
+        raise OptionError(f"{where}: expected {words}, or a number from 0 (time) to 1 (memory), got {value!r}")
+    return float(value)
+
+
+def _read_memory_budget(value: object, where: str) -> float:
+    if not _is_number(value) or not 0 < value <= 1:
+        raise OptionError(
+            f"{where}: expected the largest share of the bytes that exact keeps for the backward, above 0 and at most "
+            f"1, got {value!r}"
+        )
+    return float(value)
+
+
+def _read_max_error(value: object, where: str) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or not 0 <= value < float("inf"):
+        raise OptionError(
+            f"{where}: expected the largest relative error of a product, 0.05 for instance, got {value!r}"
+        )
+    return float(value)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _read_switch(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{where}: expected true or false, got {value!r}")
@@ -141,8 +204,12 @@ READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
     "overrides": _read_overrides,
     **{name: _read_product(role) for name, role in PRODUCTS.items()},
+    "objective": _read_objective,
+    "memory_budget": _read_memory_budget,
+    "max_error": _read_max_error,
     "count_saturation": _read_switch,
     "device_profile": _read_device_profile,
+    "calibration": _read_calibration,
     "inductor": _read_inductor,
     "passes": _read_passes,
 }
@@ -150,6 +217,8 @@ READERS: dict[str, Callable[[object, str], Any]] = {
 
 def to_json(key: str, value: object) -> Any:
     """``value`` without Python objects, so that it can be stored."""
+    if key == "calibration" and value is not None:
+        return os.fspath(value) if isinstance(value, str | os.PathLike) else f"calibration {value.digest()[:16]}"  # type: ignore[attr-defined]
     try:
         return json.loads(json.dumps(value, default=lambda item: item.to_json()))
     except (TypeError, AttributeError, ValueError):

@@ -156,6 +156,8 @@ class Decision:
         exact_cost: the price of leaving the product alone.
         reason: one sentence for a person.
         rejected: every other scheme that was considered.
+        measured_error: relative error of the choice as a calibration measured it, beside ``cost.error``, the predicted
+            one; None where it was not measured.
     """
 
     gemm: Gemm
@@ -164,6 +166,7 @@ class Decision:
     exact_cost: Cost
     reason: str
     rejected: tuple[Candidate, ...] = ()
+    measured_error: float | None = None
 
     @property
     def rewritten(self) -> bool:
@@ -179,12 +182,15 @@ class Plan:
         device: name of the device profile that priced them.
         training: the graph has a backward.
         settings: option -> (value as JSON, ``"options" | "environment" | "file" | "default"``).
+        activation_budget: share of the activations that the partition keeps, the rest being rebuilt in the backward;
+            below 1 only where a memory budget asks for less than any scheme keeps.
     """
 
     decisions: tuple[Decision, ...]
     device: str = ""
     training: bool = True
     settings: tuple[tuple[str, tuple[Any, str]], ...] = ()
+    activation_budget: float = 1.0
 
     def decision(self, node: str) -> Decision | None:
         """The decision on the product at fx node ``node``."""
@@ -201,6 +207,7 @@ class Plan:
         return {
             "device": self.device,
             "training": self.training,
+            "activation_budget": self.activation_budget,
             "settings": {key: {"value": value, "from": origin} for key, (value, origin) in self.settings},
             "decisions": [_decision_to_json(d) for d in self.decisions],
         }
@@ -208,7 +215,8 @@ class Plan:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         settings = tuple((key, (entry["value"], entry["from"])) for key, entry in data["settings"].items())
-        return cls(tuple(_decision_from_json(d) for d in data["decisions"]), data["device"], data["training"], settings)
+        decisions = tuple(_decision_from_json(d) for d in data["decisions"])
+        return cls(decisions, data["device"], data["training"], settings, data.get("activation_budget", 1.0))
 
     def digest(self) -> str:
         """A hash that is the same in every process."""
@@ -230,6 +238,7 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
         "cost": _cost_to_json(decision.cost),
         "exact_cost": _cost_to_json(decision.exact_cost),
         "reason": decision.reason,
+        "measured_error": decision.measured_error,
         "rejected": [
             {"scheme": c.scheme.to_json(), "reason": c.reason, "cost": _cost_to_json(c.cost)} for c in decision.rejected
         ],
@@ -248,4 +257,5 @@ def _decision_from_json(data: dict[str, Any]) -> Decision:
         rejected=tuple(
             Candidate(Scheme.from_json(c["scheme"]), c["reason"], _cost_from_json(c["cost"])) for c in data["rejected"]
         ),
+        measured_error=data.get("measured_error"),
     )

@@ -31,8 +31,12 @@ class Policy:
         profile: for all that no other setting rules.
         forward, grad_input, grad_weight: the scheme of all such products; None: as the profile says.
         overrides: in the order given; the first that matches a layer rules it.
+        objective: share of memory in what is minimised: 0 for predicted time, 1 for the bytes kept for the backward.
+        memory_budget: largest share of the bytes that exact keeps for the backward.
+        max_error: largest relative error of a product, measured or predicted; None: no bound.
         count_saturation: products whose accumulators saturate count how often they do.
         device_profile: name or path of the device profile that prices; None: the one of the device at hand.
+        calibration: a ``Calibration`` or the path of its file; None: nothing was measured.
         settings: option -> (value as JSON, ``"options" | "environment" | "file" | "default"``), as ``Plan`` holds them.
         file: the ``hadamard.toml`` that was read, ``""`` where there is none.
     """
@@ -42,8 +46,12 @@ class Policy:
     grad_input: Scheme | None
     grad_weight: Scheme | None
     overrides: tuple[Override, ...]
+    objective: float
+    memory_budget: float
+    max_error: float | None
     count_saturation: bool
     device_profile: str | None
+    calibration: Any
     settings: tuple[tuple[str, tuple[Any, str]], ...]
     file: str = ""
 
@@ -114,7 +122,7 @@ class Policy:
                 break
         scheme: Scheme | None = getattr(self, str(role))
         if scheme is not None:
-            return Choice((scheme,), False, f"option '{role}'")
+            return Choice((scheme,), False, f"option '{role}'", written=True)
         return Choice(self.profile.schemes(role), self.profile.priced, f"profile {self.profile.name!r}")
 
     def unmatched(self, layers: Iterable[str]) -> tuple[str, ...]:

@@ -174,7 +174,8 @@ def _check_fields(scheme: type[Scheme], fields: Mapping[Any, object], where: str
 _FASTEST = (Exact(), Hadamard(bits=8), Hadamard(bits=4))
 _AUTO = "the cost model decides, product by product; exact unless a gain is predicted"
 _HOT = "HOT as published (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of-16 g_w, compressed activations"
-register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank()), priced=True))
+# Every sequency costs more time and keeps more; it is there for those who bound the error.
+register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank(rank=16), LowRank()), priced=True))
 register_profile(Profile("hot", _HOT, (Hadamard(),), (LowRank(),), priced=False))
 _HDQT = "HDQT as published (arXiv 2310.03675): 4-bit operands in all three products, 8-bit saturating accumulators"
 _SATURATING = (SaturatingGradInput(),), (SaturatingGradWeight(),)

@@ -257,7 +257,7 @@ def traffic(
         written += channels * padded(ceil_div(length, order) * rank)
         written += SCALE_BYTES * channels * (ceil_div(length, group) if group else 1)
         work += 2 * rank + 10
-    return Traffic("quantize_both", read, written, length * channels * work, "vector")
+    return Traffic("quantize_both", read, written, length * channels * work, "one_read")
 
 
 KERNEL = register(Kernel("quantize_both", SCHEMA, reference, cpu, fake, traffic), cuda)

@@ -24,7 +24,7 @@ from hadamard_fx.errors import KernelError
 
 from .integer_mm import EXACT_COLUMNS, integer_mm
 from .library import Kernel, register
-from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div
+from .traffic import SCALE_BYTES, Expression, Traffic, ceil_div, product_programs
 
 __all__ = [
     "NAME",
@@ -209,11 +209,6 @@ def fake(
     return a.new_empty((a.shape[0], b.shape[0]), dtype=dtype)
 
 
-RESCALE = {"int8": 146, "float8_e4m3": 28}
-"""Operations of the product that take as long as one rescale of a partial sum, on an H200: by the rates of products in
-groups of 128 columns and of none (748 and 1176 TOP/s in int8, 1253 and 1390 in float8; benchmarks/results)."""
-
-
 def traffic(m: Expression, n: Expression, k: Expression, carrier: str, out_itemsize: int, group_k: int = 0) -> Traffic:
     """Bytes and operations of one product; each operand is read once (the tiles share the cache).
 
@@ -228,8 +223,10 @@ def traffic(m: Expression, n: Expression, k: Expression, carrier: str, out_items
         kernel=NAME,
         read=(m + n) * k + (m + n) * count * SCALE_BYTES,
         written=m * n * out_itemsize,
-        operations=2 * m * n * k + (m * n * count * RESCALE[carrier] if group_k else 0),
+        operations=2 * m * n * k,
         unit="int8" if carrier == "int8" else "float8",
+        rescales=m * n * count if group_k else 0,
+        programs=product_programs(m, n, k),
     )
 
 

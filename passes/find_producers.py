@@ -6,7 +6,7 @@ so that reading it costs least. Only what is made of a single other tensor is co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -94,7 +94,7 @@ class FindProducers:
                 facts.append(_fact(joint, candidate, reason=reason))
             else:
                 candidates.append(candidate)
-        _grow(candidates)
+        grow_all(candidates)
         sites = []
         for candidate in candidates:
             site, fact = _decide(joint, candidate, candidates, self.stores)
@@ -141,7 +141,7 @@ def _why_not_on_device(candidate: Candidate) -> str:
     return quantize_both.why_not(rows, tokens, y.dtype) or quantize_both.why_not_there(y.device)
 
 
-def _grow(candidates: list[Candidate]) -> None:
+def grow_all(candidates: Sequence[Candidate]) -> None:
     """The chains of all candidates; what two of them compute is nobody else's."""
     roots = frozenset(candidate.y for candidate in candidates)
     for candidate in candidates:

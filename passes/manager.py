@@ -17,13 +17,15 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
+from hadamard_fx.cost_model.calibration import Calibration, calibration_of
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.fusion import Fusion
 from hadamard_fx.kernels import ahead
@@ -35,17 +37,27 @@ from hadamard_fx.policy import Policy
 from .base import Effect
 from .choose import ChooseSchemes
 from .dump import Dump
+from .error_bound import result_errors, summary
+from .expected_error import with_errors
 from .find_gemms import FindGemms
 from .find_producers import FindProducers
+from .foreseen_bytes import ForeseenBytes, copy_of
 from .fuse_producers import FuseProducers
 from .identity import Identity, identify
 from .joint_graph import GraphInput, JointGraph, module_of
+from .liveness import peak_bytes
+from .one_read import FindOneReads
 from .order import Placed, in_order, unknown_neighbours
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
 from .read_twice import ReadTwice
 from .registry import PASSES, active
 from .rewrite import RewriteGemms
 from .runner import Runner, State, Step, step_of
+
+REBUILT = (
+    "the memory budget is below what the schemes keep: activations are rebuilt in the backward, which takes time that "
+    "no price knows of"
+)
 
 
 @dataclass
@@ -55,6 +67,7 @@ class Pipeline:
     Attributes:
         policy, profile, inputs: everything that decides, beside the passes of others.
         runs: the result will be run, so that its kernels are worth compiling.
+        calibration: what the policy's option of that name means.
         passes: those of others, with their options; all that are registered, as the policy says.
         plan: the decisions, once the joint graph was seen.
         saved: what the forward keeps, once the graph was partitioned.
@@ -72,11 +85,13 @@ class Pipeline:
     saved_exact: tuple[SavedTensor, ...] | None = None
     fusible: frozenset[str] = frozenset({"cuda"})
     fusions: tuple[Fusion, ...] = ()
+    calibration: Calibration | None = field(init=False, repr=False)
     passes: tuple[Placed, ...] = field(init=False)
     _before: fx.GraphModule | None = field(default=None, repr=False)
     _runner: Runner = field(default_factory=Runner, repr=False)
 
     def __post_init__(self) -> None:
+        self.calibration = calibration_of(self.policy.calibration)
         self.passes = active(self.policy.passes)
         self._order = in_order(self.passes, PASSES)
 
@@ -93,7 +108,9 @@ class Pipeline:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the passes, a sentence each."""
-        return (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
+        rebuilt = self.plan is not None and self.plan.activation_budget < 1
+        of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
+        return (*of_passes, REBUILT) if rebuilt else of_passes
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
         """Decide on every product of a joint or inference graph and rewrite it in place.
@@ -120,7 +137,8 @@ class Pipeline:
             forward, _ = inner(self._before, joint_inputs, num_fwd_outputs=num_fwd_outputs, **kwargs)
             self.saved_exact = saved_tensors(JointGraph(forward.graph, self.inputs), num_fwd_outputs)
             self._before = None
-        parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
+        with compat.activation_budget(1.0 if self.plan is None else self.plan.activation_budget):
+            parts = partition(joint, joint_inputs, inner, num_fwd_outputs=num_fwd_outputs, **kwargs)
         for part, name in zip(parts, ("forward", "backward"), strict=True):
             self._behind_partition(part.graph, name)
         self.saved = saved_tensors(JointGraph(parts[0].graph, self.inputs), num_fwd_outputs)
@@ -157,15 +175,32 @@ class Pipeline:
         state.gemms = FindGemms().analyse(state.joint)
         return {"products": len(state.gemms)}
 
-    def _choose(self, state: State) -> None:
-        decisions = ChooseSchemes(self.policy, self.profile).decide(state.gemms)
-        state.plan = Plan(decisions, self.profile.name, state.part == "joint", self.policy.settings)
+    def _choose(self, state: State) -> dict[str, Any]:
+        reads = FindOneReads(self.fusible).analyse(state.joint, state.gemms)
+        kept = ForeseenBytes(state.joint).kept if state.part == "joint" else None
+        chooser = ChooseSchemes(self.policy, self.profile, self.calibration)
+        chosen = chooser.choose(state.gemms, reads, kept)
+        facts = (self.profile.name, state.part == "joint", self.policy.settings)
+        state.plan = Plan(chosen.decisions, *facts, chosen.activation_budget)
+        return dict(summary(result_errors(state.joint, state.plan, self.calibration)))
 
-    def _rewrite(self, state: State) -> None:
+    def _rewrite(self, state: State) -> dict[str, int]:
+        """Edit the graph; the facts are the most bytes that live at a time, by the liveness of the joint graph."""
+        exact = _peak(state.joint)
+        self._edit(state)
+        return {f"{name}_bytes": peak for name, peak in (("peak_exact", exact), ("peak", _peak(state.joint))) if peak}
+
+    def _edit(self, state: State) -> None:
         graph, plan = state.joint.graph, state.plan
         assert plan is not None
-        if plan.rewrites() or any(entry.run.effect() is Effect.REWRITES for entry in self.passes):
-            self._before = _copy(graph)
+        # What passes of others chose has no error yet.
+        plan = state.plan = replace(plan, decisions=tuple(with_errors(d, self.calibration) for d in plan.decisions))
+        if (
+            plan.rewrites()
+            or plan.activation_budget < 1
+            or any(entry.run.effect() is Effect.REWRITES for entry in self.passes)
+        ):
+            self._before = copy_of(graph)
         if not plan.rewrites():
             return
         compiles = self.runs and any(decision.gemm.device == "cuda" for decision in plan.rewrites())
@@ -191,23 +226,20 @@ class Pipeline:
         return {"read twice": [module_of(call) for call, _ in split]}
 
 
+def _peak(joint: JointGraph) -> int:
+    """0 where a size is symbolic."""
+    values = (node.meta.get("val") for node in joint.graph.nodes)
+    if any(isinstance(v, torch.Tensor) and not all(isinstance(n, int) for n in v.shape) for v in values):
+        return 0
+    return peak_bytes(joint)
+
+
 def _kernel_calls(graph: fx.Graph) -> Iterator[tuple[Kernel, tuple[Any, ...]]]:
     """The calls of this project's operators, with fake tensors."""
     kernels = {kernel.op: kernel for kernel in load().values()}
     for node in graph.nodes:
         if node.target in kernels:
             yield kernels[node.target], fx.map_arg(node.args, lambda operand: operand.meta["val"])
-
-
-def _copy(graph: fx.Graph) -> fx.GraphModule:
-    """A graph module of its own, to be partitioned beside the rewritten one."""
-    copy = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    outputs = copy.graph_copy(graph, values)
-    copy.output(outputs)
-    next(iter(reversed(copy.nodes))).meta = dict(next(iter(reversed(graph.nodes))).meta)
-    owner = graph.owning_module
-    return fx.GraphModule(owner if owner is not None else {}, copy)
 
 
 @functools.cache

@@ -18,6 +18,7 @@ import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.cost_model.work import Sizes, Work, seconds_of, sizes_of
 from hadamard_fx.errors import SchemeError
 from hadamard_fx.kernels.library import load
 from hadamard_fx.plan import Cost, Gemm, Role, Scheme, Size
@@ -45,14 +46,40 @@ class SchemeRule(ABC):
         """What a person should know of the choice, for its reason; ``""`` for nothing."""
         return ""
 
-    @abstractmethod
+    def variants(self, scheme: Any, gemm: Gemm, profile: DeviceProfile) -> tuple[Scheme, ...]:
+        """What the price may choose among where the user left something to the device, the most exact one first."""
+        return (self.refine(scheme, gemm, profile),)
+
+    def works(self, scheme: Any, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:
+        """Every launch behind the product, and what it shares with others; empty where ``price`` says all.
+
+        Args:
+            sizes: of the product, numbers or symbols.
+        """
+        return ()
+
     def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
         """Predicted seconds and saved bytes; ``sharing`` products have the saved operand in common and split its
-        cost."""
+        cost. By default the sum of ``works``; a rule must define one of the two.
+
+        Raises:
+            SchemeError: the rule defines neither.
+        """
+        works = self.works(scheme, gemm, sizes_of(gemm))
+        if not works:
+            raise SchemeError(f"the rule of scheme {scheme.kind!r} prices nothing; define price or works")
+        kept = [work for work in works if work.shared is not None and _is_of_saved(work)]
+        own = seconds_of([work for work in works if work not in kept], profile)
+        saved = sum(int(work.kept) for work in kept) // sharing
+        return Cost(own + seconds_of(kept, profile) / sharing, saved)
 
     @abstractmethod
     def rewrite(self, scheme: Any, node: fx.Node, editor: GraphEditor) -> fx.Node:
         """Build the new product in front of ``node`` and return it; the caller replaces the uses."""
+
+
+def _is_of_saved(work: Work) -> bool:
+    return bool(isinstance(work.shared, tuple) and work.shared[0] == "saved")
 
 
 RULES: dict[type[Scheme], SchemeRule] = {}

@@ -19,10 +19,11 @@ from hadamard_fx.cost_model.device_profile import (
     load_profile,
     profile_for,
 )
+from hadamard_fx.cost_model.figures import KINDS
 from hadamard_fx.cost_model.roofline import exact_traffic, seconds
 from hadamard_fx.errors import DeviceError, OptionError
 from hadamard_fx.kernels import compress_tokens, quantize_rows, quantize_weight, quantized_mm
-from hadamard_fx.kernels.traffic import UNITS, Traffic
+from hadamard_fx.kernels.traffic import OWN_RATES, UNITS, Traffic
 from hadamard_fx.plan import Gemm, Role, Size
 
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -71,9 +72,10 @@ def threads() -> Any:
 def test_bundled_profile_is_complete_and_says_where_its_figures_come_from(name: str) -> None:
     profile = profile_for("cpu", name)
     assert profile.name == name
-    assert set(profile.rates) == set(UNITS)
-    assert set(profile.sources) == {*UNITS, "bandwidth", "launch", "carrier", "token_group", "column_group"}
-    assert all(source.split(": ")[0] in device_profile.KINDS for source in profile.sources.values())
+    assert set(profile.rates) == {*UNITS, *OWN_RATES}
+    others = {"bandwidth", "launch", "processors", "rescales int8", "rescales float8"}
+    assert set(profile.sources) == {*UNITS, *OWN_RATES, *others, "carrier", "token_group", "column_group"}
+    assert all(source.split(": ")[0] in KINDS for source in profile.sources.values())
 
 
 def test_h200_figures_in_si_units() -> None:
@@ -90,6 +92,11 @@ def test_cuda_device_is_recognised_by_name(monkeypatch: pytest.MonkeyPatch) -> N
         ("NVIDIA H200", "h200"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H100 PCIe", "cuda_generic"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "cuda_generic"),
+        ("NVIDIA GeForce RTX 3090", "rtx3090"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 D", "cuda_generic"),
     ):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
         assert profile_for("cuda").name.split()[0] == profile
@@ -104,8 +111,10 @@ def test_unknown_cuda_device_falls_back_openly(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("flags", "name"),
     [
-        ("fpu avx2", "cpu_generic"),
+        ("fpu", "cpu_generic"),
+        ("fpu avx2 fma", "cpu_avx2"),
         ("fpu avx2 avx512_vnni", "cpu_vnni"),
+        ("fpu avx2 fma avx512f avx512_vnni", "cpu_vnni"),
         ("amx_int8 amx_tile avx512_vnni avx2", "cpu_amx"),
         ("", "cpu_generic"),
     ],
@@ -266,8 +275,9 @@ def test_every_dtype_has_a_price(dtype: str) -> None:
 @pytest.mark.parametrize(
     "shape", [(64, 64, 64), (4096, 1024, 4096), (4096, 4096, 1024), (8192, 8192, 8192), (17, 33, 5)]
 )
-def test_no_gain_is_predicted_without_vnni(shape: tuple[int, int, int], dtype: str) -> None:
-    profile = profile_for("cpu", "cpu_generic")
+@pytest.mark.parametrize("name", ["cpu_generic", "cpu_avx2"])
+def test_no_gain_is_predicted_without_vnni(name: str, shape: tuple[int, int, int], dtype: str) -> None:
+    profile = profile_for("cpu", name)
     exact = seconds([exact_traffic(gemm(*shape, dtype))], profile)
     assert grad_input_seconds(*shape, dtype, profile) > exact
     assert grad_weight_seconds(*shape, dtype, profile) > exact

@@ -111,7 +111,16 @@ def test_schemes_may_be_objects():
 
 BAD = {
     "unknown": ({"profil": "hot"}, OptionError, "unknown option 'profil'; did you mean 'profile'?"),
-    "later": ({"memory_budget": 0.4}, OptionError, "unknown option 'memory_budget'; known: 'count_saturation'"),
+    "later": ({"memory_limit": 0.4}, OptionError, "unknown option 'memory_limit'; did you mean 'memory_budget'?"),
+    "no budget": ({"memory_budget": 0}, OptionError, "the largest share of the bytes that exact keeps"),
+    "large budget": ({"memory_budget": 1.5}, OptionError, "above 0 and at most 1, got 1.5"),
+    "budget in words": ({"memory_budget": "0.5"}, OptionError, "got '0.5'"),
+    "budget is no number": ({"memory_budget": float("nan")}, OptionError, "got nan"),
+    "budget is true": ({"memory_budget": True}, OptionError, "got True"),
+    "objective": ({"objective": "speed"}, OptionError, 'expected "time" or "memory", or a number from 0'),
+    "large objective": ({"objective": 2}, OptionError, "got 2"),
+    "max_error": ({"max_error": -0.1}, OptionError, "the largest relative error of a product, 0.05 for instance"),
+    "endless max_error": ({"max_error": float("inf")}, OptionError, "got inf"),
     "profile": ({"profile": "hott"}, OptionError, "option 'profile': unknown profile 'hott'; did you mean 'hot'?"),
     "profile type": ({"profile": 3}, OptionError, "expected the name of a profile, got 3"),
     "no dict": (["hot"], OptionError, "options must be a dict"),

@@ -11,7 +11,8 @@ from rich.console import RenderableType
 from ..errors import HadamardError, ReportError
 from ..fusion import Fusion
 from ..pass_record import PassRecord
-from ..plan import Plan
+from ..passes.formula import Formula, formula
+from ..plan import Gemm, Plan
 from . import text
 from .saturation import Saturated, saturated_sums
 
@@ -65,6 +66,22 @@ class Report:
     def saturation(self) -> tuple[Saturated, ...]:
         """How often each product's accumulators saturated so far; empty without ``{"count_saturation": True}``."""
         return saturated_sums(self.plan)
+
+    def formula(self, gemm: Gemm | str) -> Formula:
+        """The predicted seconds of a product under its scheme, as readable algebra.
+
+        Args:
+            gemm: the product, or the name of its node.
+
+        Raises:
+            ReportError: the report has no such product. SchemeError: its scheme states no launches.
+        """
+        node = gemm if isinstance(gemm, str) else gemm.node
+        decision = self.plan.decision(node)
+        if decision is None:
+            known = ", ".join(d.gemm.node for d in self.plan.decisions) or "none"
+            raise ReportError(f"the report has no product {node!r}; its products: {known}")
+        return formula(decision.scheme, decision.gemm)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as plain JSON values; ``"totals"`` is there for readers and follows from the rest."""

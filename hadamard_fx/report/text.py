@@ -142,7 +142,20 @@ def _details(report: Report) -> Iterator[RenderableType]:
 def _price(decision: Decision) -> str:
     if not decision.rewritten:
         return format_seconds(decision.cost.seconds)
-    return f"{format_seconds(decision.cost.seconds)} instead of {format_seconds(decision.exact_cost.seconds)}"
+    seconds = f"{format_seconds(decision.cost.seconds)} instead of {format_seconds(decision.exact_cost.seconds)}"
+    return ", ".join((seconds, *_errors(decision)))
+
+
+def _errors(decision: Decision) -> Iterator[str]:
+    """The relative error of the result, predicted and, with a calibration, measured."""
+    known = ((decision.cost.error, "predicted"), (decision.measured_error, "measured"))
+    told = [f"{_share(error)} {how}" for error, how in known if error is not None]
+    if told:
+        yield f"error {', '.join(told)}"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.2g} %" if value < 1 else f"{100 * value:.0f} %"
 
 
 def _saved(report: Report) -> Iterator[RenderableType]:

@@ -13,11 +13,10 @@ import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
-from hadamard_fx.cost_model.roofline import seconds
+from hadamard_fx.cost_model.work import Sizes, Work, launch
 from hadamard_fx.kernels import quantize_both, quantize_rows, quantize_weight, quantized_mm
 from hadamard_fx.kernels.library import load
-from hadamard_fx.kernels.traffic import Traffic
-from hadamard_fx.plan import Cost, Gemm, Role
+from hadamard_fx.plan import Gemm, Role
 from hadamard_fx.scheme import Hadamard
 
 from ..editing import GraphEditor, inherit_recomputation
@@ -39,15 +38,19 @@ class HadamardRule(SchemeRule):
     roles = frozenset({Role.GRAD_INPUT, Role.FORWARD})
 
     def refine(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile) -> Hadamard:
+        return self.variants(scheme, gemm, profile)[0]
+
+    def variants(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile) -> tuple[Hadamard, ...]:
+        """In groups, which one read can make, and without, which the product takes faster."""
         if scheme.carrier == "auto":
             scheme = replace(scheme, carrier=profile.carrier if scheme.bits <= 4 else "int8")
-        if scheme.group is None:
-            # A forward in 8 bits keeps one scale per token: int8 products in groups lose more than one read spares.
-            group = profile.column_group if gemm.role is Role.GRAD_INPUT and scheme.scale == "token" else 0
-            fits = group and not quantize_both.why_not((scheme.order, scheme.bits, group), (), dtype_of(gemm))
-            fits = fits and not quantize_both.why_not_there(torch.device(gemm.device))
-            scheme = replace(scheme, group=group if fits else 0)
-        return scheme
+        if scheme.group is not None:
+            return (scheme,)
+        # A forward in 8 bits keeps one scale per token: int8 products in groups lose more than one read spares.
+        group = profile.column_group if gemm.role is Role.GRAD_INPUT and scheme.scale == "token" else 0
+        fits = group and not quantize_both.why_not((scheme.order, scheme.bits, group), (), dtype_of(gemm))
+        fits = fits and not quantize_both.why_not_there(torch.device(gemm.device))
+        return tuple(replace(scheme, group=size) for size in ((group, 0) if fits else (0,)))
 
     def illegal(self, scheme: Hadamard, gemm: Gemm) -> str:
         reason = super().illegal(scheme, gemm) or why_not_quantised(gemm)
@@ -56,16 +59,20 @@ class HadamardRule(SchemeRule):
             reason = reason or quantize_both.why_not_there(torch.device(gemm.device))
         return reason
 
-    def price(self, scheme: Hadamard, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
-        if gemm.role is Role.FORWARD:
-            return Cost(seconds(_forward_launches(scheme, gemm), profile))
-        tokens, channels, size = gemm.gradient_extent, gemm.saved_extent, itemsize(gemm)
-        launches = [
-            quantize_rows.traffic(tokens, gemm.K.hint, scheme.order, size, group=scheme.group or 0),
-            quantize_weight.traffic(gemm.K.hint, channels, scheme.order, size),
-            quantized_mm.traffic(gemm.M.hint, gemm.N.hint, gemm.K.hint, scheme.carrier, size, scheme.group or 0),
-        ]
-        return Cost(seconds(launches, profile))
+    def works(self, scheme: Hadamard, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:
+        order, size, group = scheme.order, itemsize(gemm), scheme.group or 0
+        product = {"carrier": scheme.carrier, "out_itemsize": size, "group_k": group}
+        works = [Work(launch(quantized_mm.traffic, sizes.m, sizes.n, sizes.k, **product))]
+        rows: dict[str, Any] = {"order": order, "itemsize": size, "scale": scheme.scale, "group": group}
+        if gemm.role is Role.FORWARD:  # both operands are made once for all products that read them
+            for extent, operand in ((sizes.m, gemm.left), (sizes.n, gemm.right)):
+                works.append(Work(launch(quantize_rows.traffic, extent, sizes.k, **rows), ("rows", operand, scheme)))
+            return tuple(works)
+        weight = launch(quantize_weight.traffic, sizes.k, sizes.saved, order=order, itemsize=size)
+        alike = replace(scheme, group=0, rounding="nearest")  # the weight knows neither groups nor random numbers
+        works.append(Work(weight, ("weight", gemm.saved, alike)))
+        read = launch(quantize_rows.traffic, sizes.gradient, sizes.k, **rows)
+        return (*works, Work(read, reads_gradient="rows"))
 
     def rewrite(self, scheme: Hadamard, node: fx.Node, editor: GraphEditor) -> fx.Node:
         if node not in editor.joint.tangent_closure:
@@ -99,12 +106,6 @@ class HadamardRule(SchemeRule):
             scheme.carrier,
         )
         return editor.results(editor.call(load()["quantize_weight"].op, arguments, node, backward=True), 2)
-
-
-def _forward_launches(scheme: Hadamard, gemm: Gemm) -> list[Traffic]:
-    m, n, k, size = gemm.M.hint, gemm.N.hint, gemm.K.hint, itemsize(gemm)
-    quantised = [quantize_rows.traffic(rows, k, scheme.order, size) for rows in (m, n)]
-    return [*quantised, quantized_mm.traffic(m, n, k, scheme.carrier, size)]
 
 
 def _forward(scheme: Hadamard, node: fx.Node, editor: GraphEditor) -> fx.Node:

@@ -16,11 +16,11 @@ import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
-from hadamard_fx.cost_model.roofline import seconds
+from hadamard_fx.cost_model.work import Sizes, Work, launch
 from hadamard_fx.kernels import quantize_clipped, saturating_mm
 from hadamard_fx.kernels.library import load
 from hadamard_fx.kernels.quantize_clipped import largest_order
-from hadamard_fx.plan import Cost, Gemm, Role
+from hadamard_fx.plan import Gemm, Role
 from hadamard_fx.saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 from hadamard_fx.scheme import Scheme
 
@@ -57,12 +57,17 @@ class SaturatingRule(SchemeRule):
             return ""
         return f"no power of two divides {gemm.K.hint}: its operands are rounded without a transform"
 
-    def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
-        m, n, k, size = gemm.M.hint, gemm.N.hint, gemm.K.hint, itemsize(gemm)
-        order = getattr(scheme, "order", 1) or largest_order(k)
-        launches = [quantize_clipped.traffic(rows, k, order, size) for rows in (m, n)]
-        saved = k * gemm.saved_extent // sharing if gemm.role is Role.GRAD_WEIGHT and not gemm.held else 0
-        return Cost(seconds([*launches, saturating_mm.traffic(m, n, k, size)], profile), saved)
+    def works(self, scheme: Any, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:
+        size, order = itemsize(gemm), getattr(scheme, "order", 1) or largest_order(gemm.K.hint)
+        saved = Work(None, ("saved", gemm.saved, "integers"), sizes.k * sizes.saved)
+        return (
+            *(
+                Work(launch(quantize_clipped.traffic, rows, sizes.k, order=order, itemsize=size))
+                for rows in (sizes.m, sizes.n)
+            ),
+            Work(launch(saturating_mm.traffic, sizes.m, sizes.n, sizes.k, out_itemsize=size)),
+            *((saved,) if gemm.role is Role.GRAD_WEIGHT and not gemm.held else ()),
+        )
 
 
 @register_rule

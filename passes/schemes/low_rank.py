@@ -10,15 +10,17 @@ Whoever reads g_y can add it up: the gradient of a bias comes out of the same ke
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
-from hadamard_fx.cost_model.roofline import seconds
+from hadamard_fx.cost_model.work import Sizes, Work, launch
 from hadamard_fx.kernels import compress_tokens, quantize_both, quantized_mm
 from hadamard_fx.kernels.library import load
-from hadamard_fx.plan import Cost, Gemm, Role
+from hadamard_fx.kernels.traffic import ceil_div
+from hadamard_fx.plan import Gemm, Role
 from hadamard_fx.scheme import LowRank
 
 from ..editing import SAVE, GraphEditor, inherit_recomputation
@@ -37,29 +39,35 @@ class LowRankRule(SchemeRule):
     roles = frozenset({Role.GRAD_WEIGHT})
 
     def refine(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile) -> LowRank:
+        return self.variants(scheme, gemm, profile)[0]
+
+    def variants(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile) -> tuple[LowRank, ...]:
+        """In groups, which one read can make, and without, which the product takes faster."""
         if scheme.group is not None:
-            return scheme
+            return (scheme,)
         settings = (scheme.order, scheme.rank, scheme.bits, profile.token_group)
         fits = scheme.scale == "channel" and not quantize_both.why_not((), settings, dtype_of(gemm))
         fits = fits and not quantize_both.why_not_there(torch.device(gemm.device))
-        return replace(scheme, group=profile.token_group if profile.token_group and fits else 0)
+        groups = (profile.token_group, 0) if profile.token_group and fits else (0,)
+        return tuple(replace(scheme, group=group) for group in groups)
 
     def illegal(self, scheme: LowRank, gemm: Gemm) -> str:
         if gemm.K.hint < scheme.order and scheme.rank < scheme.order:
             return f"{gemm.K.hint} tokens do not fill a block of {scheme.order}: a rank cut would shrink their sum"
         return super().illegal(scheme, gemm) or why_not_quantised(gemm)
 
-    def price(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
-        tokens, size, group = gemm.K.hint, itemsize(gemm), scheme.group or 0
-        kept = -(-tokens // scheme.order) * scheme.rank
-        compress_x = compress_tokens.traffic(tokens, gemm.saved_extent, scheme.order, scheme.rank, size, group)
-        launches = [
-            compress_tokens.traffic(tokens, gemm.gradient_extent, scheme.order, scheme.rank, size, group),
-            quantized_mm.traffic(gemm.M.hint, gemm.N.hint, kept, "int8", size, group // scheme.order * scheme.rank),
-        ]
-        shared = seconds([compress_x], profile) / sharing
-        saved = 0 if gemm.held else int(compress_x.written) // sharing
-        return Cost(seconds(launches, profile) + shared, saved)
+    def works(self, scheme: LowRank, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:
+        tokens, size, group = sizes.k, itemsize(gemm), scheme.group or 0
+        settings: dict[str, Any] = {"order": scheme.order, "rank": scheme.rank, "itemsize": size, "group": group}
+        x = launch(compress_tokens.traffic, tokens, sizes.saved, **settings)
+        kept = ceil_div(tokens, scheme.order) * scheme.rank
+        columns = group // scheme.order * scheme.rank
+        product = {"carrier": "int8", "out_itemsize": size, "group_k": columns}
+        return (
+            Work(x, ("saved", gemm.saved, scheme), 0 if gemm.held else x.traffic.written),
+            Work(launch(compress_tokens.traffic, tokens, sizes.gradient, **settings), reads_gradient="tokens"),
+            Work(launch(quantized_mm.traffic, sizes.m, sizes.n, kept, **product)),
+        )
 
     def rewrite(self, scheme: LowRank, node: fx.Node, editor: GraphEditor) -> fx.Node:
         left, right = operands(node)
