@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ __all__ = ["Choice", "Option", "Tie", "solve"]
 ENUMERATED = 2000
 """Combinations of a group that are tried one after the other: a solver takes longer to start."""
 
-GAP = 1e-6
-"""Relative distance from the optimum at which the solver may stop."""
+GAP = 1e-4
+"""Relative distance from the optimum at which the solver may stop: far below what prices are known to."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _totals(items: Sequence[Sequence[Option]], ties: Sequence[Tie], chosen: Sequ
     return Choice(tuple(chosen), sum(entry.price for entry in taken), sum(entry.weight for entry in taken))
 
 
-def _holds(tie: Tie, chosen: Sequence[int]) -> bool:
+def _holds(tie: Tie, chosen: Sequence[int] | Mapping[int, int]) -> bool:
     test = all if tie.every else any
     return test(chosen[item] == option for item, option in tie.members)
 
@@ -129,6 +130,37 @@ def _renumbered(
 
 
 def _best(items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...]) -> list[int]:
+    """Items that have ties to one other item only are folded into its options, one after the other."""
+    for leaf in range(len(items)):
+        touching = [tie for tie in ties if any(item == leaf for item, _ in tie.members)]
+        others = {item for tie in touching for item, _ in tie.members} - {leaf}
+        if len(others) == 1:
+            (partner,) = others
+            return _folded(items, ties, touching, leaf, partner)
+    return _best_of_all(items, ties)
+
+
+def _folded(
+    items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...], touching: list[Tie], leaf: int, partner: int
+) -> list[int]:
+    """The best choice, the leaf's option being the best beside each option of its partner."""
+    answers: list[int] = []
+    options: list[Option] = []
+    for place, option in enumerate(items[partner]):
+        prices = []
+        for number, own in enumerate(items[leaf]):
+            chosen = {leaf: number, partner: place}
+            prices.append(own.price + sum(tie.price for tie in touching if _holds(tie, chosen)))
+        answers.append(prices.index(min(prices)))
+        options.append(Option(option.price + min(prices)))
+    rest = [tuple(options) if item == partner else found for item, found in enumerate(items)]
+    rest[leaf] = (Option(0.0),)  # it has nothing left to decide
+    chosen_rest = _best(tuple(rest), tuple(tie for tie in ties if tie not in touching))
+    chosen_rest[leaf] = answers[chosen_rest[partner]]
+    return chosen_rest
+
+
+def _best_of_all(items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...]) -> list[int]:
     if math.prod(len(options) for options in items) > ENUMERATED:
         found = _program(items, ties, math.inf)
         assert found is not None
@@ -150,16 +182,25 @@ def _program(items: Sequence[Sequence[Option]], ties: Sequence[Tie], capacity: f
     rows = _Rows()
     for item, options in enumerate(items):
         rows.add({first[item] + number: 1.0 for number in range(len(options))}, 1.0, 1.0)
+    held_by: dict[Any, list[int]] = defaultdict(list)
+    alike: Counter[Any] = Counter()
     for number, tie in enumerate(ties, first[-1]):
         members = [first[item] + option for item, option in tie.members]
         if tie.every:
-            rows.add({number: -1.0, **dict.fromkeys(members, 1.0)}, -math.inf, len(members) - 1.0)
-            for member in members:
-                rows.add({number: 1.0, member: -1.0}, -math.inf, 0.0)
-        else:
-            for member in members:
-                rows.add({number: 1.0, member: -1.0}, 0.0, math.inf)
+            for member, (item, _) in zip(members, tie.members, strict=True):
+                others = tuple(other for other, _ in tie.members if other != item)
+                held_by[member, others, alike[frozenset(members)]].append(number)
+            alike[frozenset(members)] += 1
+            if tie.price > 0 or tie.weight > 0:
+                rows.add({number: -1.0, **dict.fromkeys(members, 1.0)}, -math.inf, len(members) - 1.0)
+            continue
+        for member in members:
+            rows.add({number: 1.0, member: -1.0}, 0.0, math.inf)
+        if tie.price < 0 or tie.weight < 0:
             rows.add({number: 1.0, **dict.fromkeys(members, -1.0)}, -math.inf, 0.0)
+    # Ties of one option with several options of the same other items: at most one of them holds.
+    for (member, *_), numbers in held_by.items():
+        rows.add({member: -1.0, **dict.fromkeys(numbers, 1.0)}, -math.inf, 0.0)
     largest = max([abs(v.weight) for v in variables] + [1.0])  # the solver's tolerances are absolute
     if capacity < math.inf:
         rows.add({n: v.weight / largest for n, v in enumerate(variables) if v.weight}, -math.inf, capacity / largest)
@@ -168,7 +209,7 @@ def _program(items: Sequence[Sequence[Option]], ties: Sequence[Tie], capacity: f
     matrix = coo_array((rows.values, (rows.row, rows.column)), shape=(len(rows.lower), len(variables)))
     result = milp(
         prices,
-        integrality=numpy.ones(len(variables)),
+        integrality=[number < first[-1] for number in range(len(variables))],  # options decide on their ties
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(matrix.tocsr(), rows.lower, rows.upper),
         options={"mip_rel_gap": GAP},
