@@ -69,6 +69,7 @@ def solve(items: Sequence[Sequence[Option]], ties: Sequence[Tie] = (), capacity:
         ties: between them.
         capacity: of the sum of all weights.
     """
+    ties = _merged(ties)
     chosen = [0] * len(items)
     if capacity < math.inf:
         found = _program(items, ties, capacity)
@@ -84,6 +85,16 @@ def solve(items: Sequence[Sequence[Option]], ties: Sequence[Tie] = (), capacity:
             for item, option in zip(members, known[alone], strict=True):
                 chosen[item] = option
     return _totals(items, ties, chosen)
+
+
+def _merged(ties: Iterable[Tie]) -> list[Tie]:
+    """Ties of the same members as one: they hold together."""
+    found: dict[Any, Tie] = {}
+    for tie in ties:
+        key = tie.members, tie.every
+        known = found.get(key, Tie(tie.members, 0.0, 0.0, tie.every))
+        found[key] = Tie(tie.members, known.price + tie.price, known.weight + tie.weight, tie.every)
+    return list(found.values())
 
 
 def _totals(items: Sequence[Sequence[Option]], ties: Sequence[Tie], chosen: Sequence[int]) -> Choice:
@@ -131,33 +142,45 @@ def _renumbered(
 
 def _best(items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...]) -> list[int]:
     """Items that have ties to one other item only are folded into its options, one after the other."""
-    for leaf in range(len(items)):
-        touching = [tie for tie in ties if any(item == leaf for item, _ in tie.members)]
-        others = {item for tie in touching for item, _ in tie.members} - {leaf}
+    options = list(items)
+    around: dict[int, list[Tie]] = defaultdict(list)
+    for tie in ties:
+        for item in dict.fromkeys(item for item, _ in tie.members):
+            around[item].append(tie)
+    folded: list[tuple[int, int, list[int]]] = []
+    gone: set[Tie] = set()
+    waiting = list(range(len(items)))
+    while waiting:
+        leaf = waiting.pop()
+        others = {item for tie in around[leaf] for item, _ in tie.members} - {leaf}
         if len(others) == 1:
             (partner,) = others
-            return _folded(items, ties, touching, leaf, partner)
-    return _best_of_all(items, ties)
+            answers, options[partner] = _fold(options, around[leaf], leaf, partner)
+            folded.append((leaf, partner, answers))
+            gone.update(around[leaf])
+            around[partner] = [tie for tie in around[partner] if tie not in gone]
+            around[leaf], options[leaf] = [], (Option(0.0),)  # it has nothing left to decide
+            waiting.append(partner)
+    chosen = _best_of_all(tuple(options), tuple(tie for tie in ties if tie not in gone))
+    for leaf, partner, answers in reversed(folded):
+        chosen[leaf] = answers[chosen[partner]]
+    return chosen
 
 
-def _folded(
-    items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...], touching: list[Tie], leaf: int, partner: int
-) -> list[int]:
-    """The best choice, the leaf's option being the best beside each option of its partner."""
+def _fold(
+    options: Sequence[tuple[Option, ...]], ties: list[Tie], leaf: int, partner: int
+) -> tuple[list[int], tuple[Option, ...]]:
+    """The leaf's best option beside each option of its partner, and the partner's options at the price of both."""
     answers: list[int] = []
-    options: list[Option] = []
-    for place, option in enumerate(items[partner]):
+    joint: list[Option] = []
+    for place, option in enumerate(options[partner]):
         prices = []
-        for number, own in enumerate(items[leaf]):
+        for number, own in enumerate(options[leaf]):
             chosen = {leaf: number, partner: place}
-            prices.append(own.price + sum(tie.price for tie in touching if _holds(tie, chosen)))
+            prices.append(own.price + sum(tie.price for tie in ties if _holds(tie, chosen)))
         answers.append(prices.index(min(prices)))
-        options.append(Option(option.price + min(prices)))
-    rest = [tuple(options) if item == partner else found for item, found in enumerate(items)]
-    rest[leaf] = (Option(0.0),)  # it has nothing left to decide
-    chosen_rest = _best(tuple(rest), tuple(tie for tie in ties if tie not in touching))
-    chosen_rest[leaf] = answers[chosen_rest[partner]]
-    return chosen_rest
+        joint.append(Option(option.price + min(prices)))
+    return answers, tuple(joint)
 
 
 def _best_of_all(items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...]) -> list[int]:
