@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ __all__ = ["Choice", "Option", "Tie", "solve"]
 ENUMERATED = 2000
 """Combinations of a group that are tried one after the other: a solver takes longer to start."""
 
-GAP = 1e-6
-"""Relative distance from the optimum at which the solver may stop."""
+GAP = 1e-4
+"""Relative distance from the optimum at which the solver may stop: far below what prices are known to."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def solve(items: Sequence[Sequence[Option]], ties: Sequence[Tie] = (), capacity:
         ties: between them.
         capacity: of the sum of all weights.
     """
+    ties = _merged(ties)
     chosen = [0] * len(items)
     if capacity < math.inf:
         found = _program(items, ties, capacity)
@@ -85,13 +87,23 @@ def solve(items: Sequence[Sequence[Option]], ties: Sequence[Tie] = (), capacity:
     return _totals(items, ties, chosen)
 
 
+def _merged(ties: Iterable[Tie]) -> list[Tie]:
+    """Ties of the same members as one: they hold together."""
+    found: dict[Any, Tie] = {}
+    for tie in ties:
+        key = tie.members, tie.every
+        known = found.get(key, Tie(tie.members, 0.0, 0.0, tie.every))
+        found[key] = Tie(tie.members, known.price + tie.price, known.weight + tie.weight, tie.every)
+    return list(found.values())
+
+
 def _totals(items: Sequence[Sequence[Option]], ties: Sequence[Tie], chosen: Sequence[int]) -> Choice:
     taken: list[Option | Tie] = [options[number] for options, number in zip(items, chosen, strict=True)]
     taken += [tie for tie in ties if _holds(tie, chosen)]
     return Choice(tuple(chosen), sum(entry.price for entry in taken), sum(entry.weight for entry in taken))
 
 
-def _holds(tie: Tie, chosen: Sequence[int]) -> bool:
+def _holds(tie: Tie, chosen: Sequence[int] | Mapping[int, int]) -> bool:
     test = all if tie.every else any
     return test(chosen[item] == option for item, option in tie.members)
 
@@ -129,6 +141,49 @@ def _renumbered(
 
 
 def _best(items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...]) -> list[int]:
+    """Items that have ties to one other item only are folded into its options, one after the other."""
+    options = list(items)
+    around: dict[int, list[Tie]] = defaultdict(list)
+    for tie in ties:
+        for item in dict.fromkeys(item for item, _ in tie.members):
+            around[item].append(tie)
+    folded: list[tuple[int, int, list[int]]] = []
+    gone: set[Tie] = set()
+    waiting = list(range(len(items)))
+    while waiting:
+        leaf = waiting.pop()
+        others = {item for tie in around[leaf] for item, _ in tie.members} - {leaf}
+        if len(others) == 1:
+            (partner,) = others
+            answers, options[partner] = _fold(options, around[leaf], leaf, partner)
+            folded.append((leaf, partner, answers))
+            gone.update(around[leaf])
+            around[partner] = [tie for tie in around[partner] if tie not in gone]
+            around[leaf], options[leaf] = [], (Option(0.0),)  # it has nothing left to decide
+            waiting.append(partner)
+    chosen = _best_of_all(tuple(options), tuple(tie for tie in ties if tie not in gone))
+    for leaf, partner, answers in reversed(folded):
+        chosen[leaf] = answers[chosen[partner]]
+    return chosen
+
+
+def _fold(
+    options: Sequence[tuple[Option, ...]], ties: list[Tie], leaf: int, partner: int
+) -> tuple[list[int], tuple[Option, ...]]:
+    """The leaf's best option beside each option of its partner, and the partner's options at the price of both."""
+    answers: list[int] = []
+    joint: list[Option] = []
+    for place, option in enumerate(options[partner]):
+        prices = []
+        for number, own in enumerate(options[leaf]):
+            chosen = {leaf: number, partner: place}
+            prices.append(own.price + sum(tie.price for tie in ties if _holds(tie, chosen)))
+        answers.append(prices.index(min(prices)))
+        joint.append(Option(option.price + min(prices)))
+    return answers, tuple(joint)
+
+
+def _best_of_all(items: tuple[tuple[Option, ...], ...], ties: tuple[Tie, ...]) -> list[int]:
     if math.prod(len(options) for options in items) > ENUMERATED:
         found = _program(items, ties, math.inf)
         assert found is not None
@@ -150,16 +205,25 @@ def _program(items: Sequence[Sequence[Option]], ties: Sequence[Tie], capacity: f
     rows = _Rows()
     for item, options in enumerate(items):
         rows.add({first[item] + number: 1.0 for number in range(len(options))}, 1.0, 1.0)
+    held_by: dict[Any, list[int]] = defaultdict(list)
+    alike: Counter[Any] = Counter()
     for number, tie in enumerate(ties, first[-1]):
         members = [first[item] + option for item, option in tie.members]
         if tie.every:
-            rows.add({number: -1.0, **dict.fromkeys(members, 1.0)}, -math.inf, len(members) - 1.0)
-            for member in members:
-                rows.add({number: 1.0, member: -1.0}, -math.inf, 0.0)
-        else:
-            for member in members:
-                rows.add({number: 1.0, member: -1.0}, 0.0, math.inf)
+            for member, (item, _) in zip(members, tie.members, strict=True):
+                others = tuple(other for other, _ in tie.members if other != item)
+                held_by[member, others, alike[frozenset(members)]].append(number)
+            alike[frozenset(members)] += 1
+            if tie.price > 0 or tie.weight > 0:
+                rows.add({number: -1.0, **dict.fromkeys(members, 1.0)}, -math.inf, len(members) - 1.0)
+            continue
+        for member in members:
+            rows.add({number: 1.0, member: -1.0}, 0.0, math.inf)
+        if tie.price < 0 or tie.weight < 0:
             rows.add({number: 1.0, **dict.fromkeys(members, -1.0)}, -math.inf, 0.0)
+    # Ties of one option with several options of the same other items: at most one of them holds.
+    for (member, *_), numbers in held_by.items():
+        rows.add({member: -1.0, **dict.fromkeys(numbers, 1.0)}, -math.inf, 0.0)
     largest = max([abs(v.weight) for v in variables] + [1.0])  # the solver's tolerances are absolute
     if capacity < math.inf:
         rows.add({n: v.weight / largest for n, v in enumerate(variables) if v.weight}, -math.inf, capacity / largest)
@@ -168,7 +232,7 @@ def _program(items: Sequence[Sequence[Option]], ties: Sequence[Tie], capacity: f
     matrix = coo_array((rows.values, (rows.row, rows.column)), shape=(len(rows.lower), len(variables)))
     result = milp(
         prices,
-        integrality=numpy.ones(len(variables)),
+        integrality=[number < first[-1] for number in range(len(variables))],  # options decide on their ties
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(matrix.tocsr(), rows.lower, rows.upper),
         options={"mip_rel_gap": GAP},

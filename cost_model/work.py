@@ -93,9 +93,20 @@ def seconds_of(works: Iterable[Work], profile: DeviceProfile) -> float:
 
 def launch_seconds(item: Launch, profile: DeviceProfile) -> float:
     """Predicted seconds of one launch of known sizes."""
+    names, values = _figures(profile)
+    return _priced(item, names, values)
+
+
+@functools.lru_cache(maxsize=8)
+def _figures(profile: DeviceProfile) -> tuple[tuple[str, ...], tuple[float, ...]]:
     known = figures(profile)
-    price = _compiled(item.kernel, len(item.sizes), item.settings, tuple(known), profile.processors > 0)
-    return float(price(*item.sizes, *known.values()))
+    return tuple(known), tuple(known.values())
+
+
+@functools.lru_cache(maxsize=2**14)
+def _priced(item: Launch, names: tuple[str, ...], values: tuple[float, ...]) -> float:
+    price = _compiled(item.kernel, len(item.sizes), item.settings, names, values[names.index("processors")] > 0)
+    return float(price(*item.sizes, *values))
 
 
 @functools.cache

@@ -7,8 +7,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -56,12 +57,12 @@ class SharedWork:
     def ties(self, objective: Objective) -> list[Tie]:
         """What they share."""
         ties = []
-        for members in self._by_key().values():
+        for members in self._by_key.values():
             work = members[0][1]
             margin = min(self._at(member).margin for member, _ in members)
             price = objective.seconds * margin * self._seconds(work) + objective.bytes * float(work.kept)
             ties.append(Tie(tuple(member for member, _ in members), price, float(work.kept)))
-        for pair, saved in self._savings():
+        for pair, saved in self._savings:
             margin = min(self._at(member).margin for member in pair)
             ties.append(Tie(pair, -objective.seconds * margin * saved, every=True))
         return ties
@@ -71,12 +72,12 @@ class SharedWork:
         costs = [self.products[item].choices[number].cost for item, number in enumerate(chosen)]
         seconds = [self._own_seconds(self._at(member)) for member in enumerate(chosen)]
         kept = [float(cost.saved_bytes) if not self._at((n, chosen[n])).works else 0.0 for n, cost in enumerate(costs)]
-        for members in self._by_key().values():
+        for members in self._by_key.values():
             taken = [(item, work) for (item, number), work in members if chosen[item] == number]
             for item, work in taken:
                 seconds[item] += self._seconds(work) / len(taken)
                 kept[item] += work.kept // len(taken)
-        for pair, saved in self._savings():
+        for pair, saved in self._savings:
             if all(chosen[item] == number for item, number in pair):
                 parts = [self._read_seconds(self._at(member)) for member in pair]
                 for (item, _), part in zip(pair, parts, strict=True):
@@ -87,7 +88,7 @@ class SharedWork:
         """Products whose gradient is foreseen to be read once, with the seconds that this saves for the pair."""
         return {
             item: saved
-            for pair, saved in self._savings()
+            for pair, saved in self._savings
             if saved > 0 and all(chosen[i] == n for i, n in pair)
             for item, number in pair
             if not isinstance(self._at((item, number)).scheme, Exact)
@@ -112,6 +113,7 @@ class SharedWork:
         seconds = alternative.margin * self._own_seconds(alternative)
         return Option(objective.seconds * seconds + objective.bytes * kept, kept)
 
+    @functools.cached_property
     def _by_key(self) -> dict[Hashable, list[tuple[Member, Work]]]:
         found: dict[Hashable, list[tuple[Member, Work]]] = defaultdict(list)
         for item, product in enumerate(self.products):
@@ -121,8 +123,10 @@ class SharedWork:
                         found[work.shared].append(((item, number), work))
         return found
 
-    def _savings(self) -> Iterator[tuple[tuple[Member, ...], float]]:
+    @functools.cached_property
+    def _savings(self) -> tuple[tuple[tuple[Member, ...], float], ...]:
         """Alternatives that together read a gradient once, and the seconds that this saves."""
+        found = []
         place = {product.gemm.node: item for item, product in enumerate(self.products)}
         for read in self.reads:
             rows = self._readers(place.get(read.rows), Hadamard)
@@ -132,7 +136,8 @@ class SharedWork:
                     once = read.seconds(row_scheme, token_scheme, self.profile) if row_scheme or token_scheme else None
                     pair = tuple(member for member in (row, token) if member is not None)
                     if once is not None:
-                        yield pair, sum(self._read_seconds(self._at(member)) for member in pair) - once
+                        found.append((pair, sum(self._read_seconds(self._at(member)) for member in pair) - once))
+        return tuple(found)
 
     def _readers(self, item: int | None, kind: type) -> list[tuple[Member | None, Any]]:
         """The alternatives of one side that a single read could serve: in groups, or exact, which needs no form."""
