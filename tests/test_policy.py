@@ -111,7 +111,7 @@ def test_schemes_may_be_objects():
 
 BAD = {
     "unknown": ({"profil": "hot"}, OptionError, "unknown option 'profil'; did you mean 'profile'?"),
-    "later": ({"memory_budget": 0.4}, OptionError, "unknown option 'memory_budget'; known: 'count_saturation'"),
+    "later": ({"memory_budget": 0.4}, OptionError, "unknown option 'memory_budget'; known: 'calibration'"),
     "profile": ({"profile": "hott"}, OptionError, "option 'profile': unknown profile 'hott'; did you mean 'hot'?"),
     "profile type": ({"profile": 3}, OptionError, "expected the name of a profile, got 3"),
     "no dict": (["hot"], OptionError, "options must be a dict"),
