@@ -83,8 +83,11 @@ def refined(
         choice: what the policy allows.
         max_error: relative error that a scheme must not exceed.
     """
-    if calibration is None or choice.written or calibration.statistics(gemm) is None:
+    if calibration is None or choice.written or calibration.product(gemm) is None:
         return choice
+    if calibration.statistics(gemm) is None:
+        nothing = "calibrated: an operand was zero in every batch, there is nothing to fit"
+        return replace(choice, notes=tuple((scheme, nothing) for scheme in choice.schemes))
     chooser = _Chooser(gemm, calibration, profile, max_error)
     schemes: dict[Scheme, None] = {}
     refused, notes = list(choice.refused), []

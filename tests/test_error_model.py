@@ -18,7 +18,7 @@ from hadamard_fx.passes.single_product import single_product
 from hadamard_fx.plan import Exact, Gemm, Hadamard, LowRank, Role, Scheme, Size
 from hadamard_fx.saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 
-SHAPES = [(64, 96, 64), (256, 64, 768), (33, 20, 10), (17, 19, 405), (128, 128, 3072)]
+SHAPES = [(64, 96, 64), (256, 64, 768), (33, 20, 10), (17, 19, 405), (64, 96, 3072)]
 
 
 def gemm(role: Role, m: int, n: int, k: int, gradient: str = "left") -> Gemm:
@@ -26,8 +26,10 @@ def gemm(role: Role, m: int, n: int, k: int, gradient: str = "left") -> Gemm:
     return Gemm("mm", role, "fc", Size(m), Size(n), Size(k), "float32", "cpu", "a", "b", gradient=side)
 
 
-def measured(scheme: Scheme, product: Gemm, draws: int = 6) -> float:
+def measured(scheme: Scheme, product: Gemm) -> float:
+    """Over so many draws that the largest magnitude of one draw does not decide."""
     load()
+    draws = 24 if product.flops < 1e5 else 6 if product.flops < 1e7 else 4
     error = energy = 0.0
     for seed in range(draws):
         torch.manual_seed(seed)
@@ -50,15 +52,13 @@ FULL_RANK = [
 GROUPED = [Hadamard(bits=bits, carrier="int8", group=group) for bits in (4, 8) for group in (16, 128)]
 RANK_CUT = [
     LowRank(rank=rank, bits=bits, scale=scale, rounding=rounding, group=group)
-    for rank in (2, 4, 8, 12, 16)
+    for rank in (2, 8, 16)
     for bits in (4, 8)
     for scale in ("channel", "tensor")
     for rounding in ("nearest", "stochastic")
     for group in (0, 64)
 ]
-SATURATING = [
-    SaturatingForward(accumulator_bits=bits, tile=tile) for bits in (4, 6, 8, 16) for tile in (16, 32, 128)
-] + [
+SATURATING = [SaturatingForward(accumulator_bits=bits, tile=tile) for bits in (4, 8, 16) for tile in (16, 128)] + [
     kind(bits=bits, accumulator_bits=sums, tile=tile)
     for kind in (SaturatingGradInput, SaturatingGradWeight)
     for bits in (4, 6)

@@ -107,7 +107,8 @@ class _Watched:
 
     def __init__(self, model: nn.Module, recorder: Recorder) -> None:
         self._model = model
-        self._compiled = torch.compile(_Stand(model), backend=recorder.backend)
+        # Sizes differ from model to model and from batch to batch: none is to become a symbol because of that.
+        self._compiled = torch.compile(_Stand(model), backend=recorder.backend, dynamic=False)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         return self._compiled(*inputs, **named)

@@ -1,68 +1,26 @@
-"""``calibrate``: what it records, that it leaves the model alone, its file, and what it refuses."""
+"""``calibrate``: what it records, and that it leaves the model alone."""
 
 from __future__ import annotations
 
 import copy
 import json
-import os
 import weakref
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
+from small_net import batches, by_key, square
 from torch import nn
 
 import hadamard_fx
 from hadamard_fx import Calibration
+from hadamard_fx.calibration import product_sums
 from hadamard_fx.cost_model.error import relative_error
 from hadamard_fx.cost_model.statistics import RANKS
-from hadamard_fx.errors import CalibrationError, OptionError
 from hadamard_fx.kernels.walsh import walsh_reference
-from hadamard_fx.plan import Hadamard, LowRank, Role
-
-TOKEN = Hadamard(carrier="int8", group=0)
-
-
-class Net(nn.Module):
-    """Two layers, one of them used twice, and one that is frozen."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = nn.Linear(32, 32)
-        self.frozen = nn.Linear(32, 32).requires_grad_(False)
-        self.norm = nn.BatchNorm1d(32)
-        self.head = nn.Linear(32, 8)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = F.relu(self.inner(F.relu(self.inner(x))))
-        return self.head(F.dropout(self.norm(self.frozen(x)), 0.1))
-
-
-def square(model: Any, batch: torch.Tensor) -> torch.Tensor:
-    return model(batch).square().mean()
-
-
-def batches(count: int = 2, tokens: int = 64) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(tokens, 32, generator=generator) for _ in range(count)]
-
-
-@pytest.fixture(scope="module")
-def net() -> Net:
-    torch.manual_seed(0)
-    return Net()
-
-
-@pytest.fixture(scope="module")
-def calibration(net: Net) -> Calibration:
-    return hadamard_fx.calibrate(net, batches(), square)
-
-
-def by_key(calibration: Calibration) -> dict[tuple[str, Role], Any]:
-    return {(product.layer, product.role): product for product in calibration.products}
+from hadamard_fx.plan import LowRank, Role
 
 
 def test_products_have_the_names_of_the_report(net, calibration):
@@ -203,7 +161,6 @@ def test_autocast_and_several_sizes_of_a_batch():
 
 
 def test_a_scheme_that_overflows_has_an_error_that_a_file_can_hold(tmp_path, monkeypatch):
-    from hadamard_fx.calibration import product_sums
 
     monkeypatch.setattr(product_sums, "single_product", lambda *_: lambda left, right: (left @ right) * float("inf"))
     found = hadamard_fx.calibrate(nn.Linear(32, 32), batches(1), square)
@@ -245,7 +202,8 @@ def test_a_gradient_that_is_zero_leaves_nothing_to_measure():
     report = hadamard_fx.explain(model, loss=lambda y: y.sum(), options={"profile": "hot", "calibration": found})(
         batches()[0]
     )
-    assert report.reports[0].plan.rewrites()
+    zero = [d for d in report.reports[0].plan.rewrites() if d.gemm.layer == "1"]
+    assert zero and all("an operand was zero in every batch" in d.reason for d in zero)
     assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
@@ -260,171 +218,8 @@ def test_a_compiled_model_is_calibrated_as_what_it_wraps(net, calibration):
     assert set(by_key(found)) == set(by_key(calibration))
 
 
-def test_the_file_comes_back(calibration, tmp_path):
-    path = calibration.save(tmp_path / "deep" / "calibration.json")
-    again = Calibration.load(path)
-    assert again == calibration and again.digest() == calibration.digest() and hash(again) == hash(calibration)
-    assert [entry.name for entry in path.parent.iterdir()] == ["calibration.json"]
-
-
-def test_the_digest_is_the_same_in_another_process(calibration, tmp_path):
-    import subprocess
-    import sys
-
-    path = calibration.save(tmp_path / "calibration.json")
-    script = "import sys, hadamard_fx; print(hadamard_fx.Calibration.load(sys.argv[1]).digest())"
-    run = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == calibration.digest()
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="the administrator may write anywhere")
-def test_an_unwritable_folder_is_told(calibration, tmp_path):
-    tmp_path.chmod(0o500)
-    with pytest.raises(CalibrationError, match="save it elsewhere"):
-        calibration.save(tmp_path / "calibration.json")
-
-
-def test_a_folder_that_is_a_file_is_told_and_the_old_file_stays(calibration, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(CalibrationError, match="save it elsewhere"):
-        calibration.save(tmp_path / "file" / "calibration.json")
-    path = calibration.save(tmp_path / "calibration.json")
-    before = path.read_bytes()
-
-    def fails(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fails)
-    with pytest.raises(CalibrationError, match="No space left"):
-        calibration.save(path)
-    assert path.read_bytes() == before
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["calibration.json", "file"]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda text: text[: len(text) // 2], "truncated"),
-        (lambda text: "", "truncated"),
-        (lambda text: "[1, 2]", "is no calibration: schema 'list'"),
-        (
-            lambda text: '{"schema": "hadamard_fx.report", "version": 1}',
-            "is no calibration: schema 'hadamard_fx.report'",
-        ),
-        (lambda text: text.replace('"version": 1', '"version": 99', 1), "schema version 99"),
-        (lambda text: text.replace('"coherence"', '"cohesion"', 1), "is damaged: KeyError"),
-        (lambda text: text.replace('"role": "forward"', '"role": "sideways"', 1), "is damaged"),
-        (lambda text: text.replace('"kind": "hadamard"', '"kind": "mine"', 1), "import the module that declares"),
-    ],
-    ids=["half", "empty", "list", "report", "version", "field", "role", "scheme"],
-)
-def test_a_file_that_is_none_of_ours_is_refused(calibration, tmp_path, change, message):
-    path = tmp_path / "calibration.json"
-    path.write_text(change(json.dumps(calibration.to_json())))
-    with pytest.raises(CalibrationError, match=message):
-        Calibration.load(path)
-    with pytest.raises(CalibrationError, match="calibration"):
-        hadamard_fx.explain(nn.Linear(4, 4), options={"calibration": str(path)})(torch.ones(2, 4))
-
-
-def test_a_missing_file_is_told(tmp_path):
-    with pytest.raises(CalibrationError, match=r"cannot read the calibration .*No such file"):
-        hadamard_fx.explain(nn.Linear(4, 4), options={"calibration": tmp_path / "none.json"})(torch.ones(2, 4))
-
-
-@pytest.mark.parametrize("value", [3, True, "", object()], ids=repr)
-def test_an_option_that_is_no_calibration_is_refused(value):
-    with pytest.raises(OptionError, match="calibrate returned"):
-        hadamard_fx.Policy.resolve({"calibration": value})
-
-
-def test_a_calibration_of_another_model_is_refused_and_the_layers_are_named(net, calibration):
-    options = {"profile": "hot", "calibration": calibration}
-
-    class Wider(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = nn.Linear(32, 24)
-
-    with pytest.raises(CalibrationError, match="head: grad_input of 8 × 32 there, of 24 × 32 here") as caught:
-        hadamard_fx.explain(Wider(), loss=lambda y: y.square().mean(), options=options)(batches()[0])
-    assert "inner" not in str(caught.value)
-
-    class Longer(Net):
-        def __init__(self) -> None:
-            super().__init__()
-            self.last = nn.Linear(8, 8)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.last(super().forward(x))
-
-    with pytest.raises(CalibrationError, match="last: it has no such layer"):
-        hadamard_fx.explain(Longer(), loss=lambda y: y.square().mean(), options=options)(batches()[0])
-
-    thawed = copy.deepcopy(net)
-    thawed.frozen.requires_grad_(True)
-    with pytest.raises(CalibrationError, match="frozen: it saw forward, grad_input only, not grad_weight"):
-        hadamard_fx.explain(thawed, loss=lambda y: y.square().mean(), options=options)(batches()[0])
-
-
-@pytest.mark.parametrize(
-    ("loss", "message"),
-    [
-        (lambda model, batch: model(batch), r"it returned a tensor of shape \[64, 8\]"),
-        (lambda model, batch: float(model(batch).sum()), "it returned a float"),
-        (lambda model, batch: model(batch).sum().detach(), r"of shape \[\] without a gradient"),
-        (lambda model, batch: sum(p.sum() for p in model.parameters()), "must call the model"),
-        (lambda model, batch: model(batch * float("nan")).sum(), "layer 'inner#0' is not finite"),
-    ],
-    ids=["no scalar", "no tensor", "detached", "never called", "nan"],
-)
-def test_a_loss_that_cannot_be_differentiated_is_refused(net, loss, message):
-    with pytest.raises(CalibrationError, match=message):
-        hadamard_fx.calibrate(net, batches(1), loss)
-
-
-def test_no_batch_and_nothing_to_train_are_refused(net):
-    with pytest.raises(CalibrationError, match="no batch"):
-        hadamard_fx.calibrate(net, iter(()), square)
-    with pytest.raises(CalibrationError, match=r"must be an nn\.Module"):
-        hadamard_fx.calibrate(lambda x: x, batches(1), square)
-    with pytest.raises(CalibrationError, match="linear layers"):
-        hadamard_fx.calibrate(nn.Linear(32, 8).double(), [batch.double() for batch in batches(1)], square)
-    with pytest.raises(CalibrationError, match="no parameter"):
-        hadamard_fx.calibrate(nn.Linear(4, 4).requires_grad_(False), batches(1), square)
-
-
-def test_an_error_of_the_model_is_its_own(net):
-    with pytest.raises(RuntimeError, match=r"(?s)linear.*32, 32"):
-        hadamard_fx.calibrate(net, [torch.randn(4, 31)], square)
-
-
 def test_a_progress_bar_is_shown_where_asked_for(net, capsys):
     hadamard_fx.calibrate(net, batches(1), square, progress=True)
     assert "calibrating" in capsys.readouterr().err
     hadamard_fx.calibrate(net, batches(1), square)
     assert capsys.readouterr().err == ""
-
-
-def test_the_hash_enters_the_compile_key(net, calibration, tmp_path):
-    from hadamard_fx.backend import _digest
-    from hadamard_fx.cost_model.device_profile import profile_for
-    from hadamard_fx.passes.manager import Pipeline
-
-    other = hadamard_fx.calibrate(net, [3 * batch for batch in batches()], square)
-    path = calibration.save(tmp_path / "calibration.json")
-    keys = []
-    for content in (calibration, other, calibration):
-        content.save(path)
-        keys.append(_digest(Pipeline(hadamard_fx.Policy.resolve({"calibration": path}), profile_for("cpu"), ())))
-    assert keys[0] == keys[2] != keys[1]
-
-
-def test_it_is_set_by_a_file_or_the_environment_too(calibration, tmp_path):
-    path = calibration.save(tmp_path / "calibration.json")
-    policy = hadamard_fx.Policy.resolve(None, environ={"HADAMARD_FX_CALIBRATION": str(path)}, directory=tmp_path)
-    assert policy.calibration == str(path)
-    (tmp_path / "hadamard.toml").write_text(f'calibration = "{path}"\n')
-    policy = hadamard_fx.Policy.resolve(None, environ={}, directory=tmp_path)
-    assert policy.calibration == str(path)
-    assert Path(dict(policy.settings)["calibration"][0]) == path
