@@ -42,6 +42,7 @@ def explain(
     *,
     loss: Callable[..., torch.Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
+    graphs: bool = False,
     **compile_arguments: Any,
 ) -> Callable[..., Explanation]:
     """Trace a model as ``torch.compile(model, backend="hadamard")`` would, and report every decision.
@@ -53,6 +54,7 @@ def explain(
         model: a module or function.
         loss: applied to the model's result inside the graph, so that its backward is seen too.
         options: the backend's options.
+        graphs: keep the joint graph before and after in the reports, for the pictures of ``to_html``.
         compile_arguments: passed on to ``torch.compile``, ``dynamic=True`` for instance.
 
     Returns:
@@ -68,7 +70,7 @@ def explain(
         return result if loss is None else loss(result)
 
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_graph(gm, example_inputs, policy, inner_compile=interpret)
+        return compile_graph(gm, example_inputs, policy, inner_compile=interpret, graphs=graphs)
 
     def run(*inputs: Any, **named: Any) -> Explanation:
         seen = len(history.reports())

@@ -19,6 +19,7 @@ from hadamard_fx.passes.manager import Pipeline
 
 from . import store
 from .report import Report
+from .roofline import roofline_of
 
 _REPORTS: list[Report] = []
 
@@ -80,6 +81,8 @@ def _report(name: str, pipeline: Pipeline) -> Report:
         saved=tuple((tensor.node, tensor.bytes, tensor.layer) for tensor in saved),
         fusions=pipeline.fusions,
         passes=pipeline.records,
+        roofline=roofline_of(plan, pipeline.profile),
+        graphs=pipeline.graphs,
         from_cache=False,
         warnings=(*pipeline.warnings, *(() if unmatched is None else (str(unmatched),))),
     )

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from rich.console import RenderableType
 
 from ..errors import HadamardError, ReportError
 from ..fusion import Fusion
+from ..passes.graph_record import GraphRecord
 from ..pass_record import PassRecord
 from ..plan import Plan
 from . import text
+from .roofline import Roofline
 from .saturation import Saturated, saturated_sums
 
 __all__ = ["Report"]
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Report:
         saved: (node, bytes, layer) of each tensor that is kept, with the rewrites.
         passes: every run of every pass, with its time.
         fusions: what became of the producers of every tensor that a kernel quantises on its own.
+        roofline: the device's figures and the bytes that each product moves; None in reports that lack them.
+        graphs: the joint graph before and after the passes; None unless it was asked for.
         from_cache: the graph came from a compilation cache, so this report was stored by an earlier one.
         warnings: for a person, each a sentence.
     """
@@ -48,6 +55,8 @@ class Report:
     saved: tuple[tuple[str, int, str], ...] = ()
     fusions: tuple[Fusion, ...] = ()
     passes: tuple[PassRecord, ...] = ()
+    roofline: Roofline | None = None
+    graphs: GraphRecord | None = None
     from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -89,6 +98,8 @@ class Report:
             "saturation": [entry.to_json() for entry in self.saturation],
             "passes": [record.to_json() for record in self.passes],
             "plan": self.plan.to_json(),
+            "roofline": None if self.roofline is None else self.roofline.to_json(),
+            "graphs": None if self.graphs is None else self.graphs.to_json(),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -130,6 +141,8 @@ class Report:
                 saved=tuple((entry["node"], entry["bytes"], entry["layer"]) for entry in fields["saved"]),
                 fusions=tuple(Fusion.from_json(entry) for entry in fields["fusions"]),
                 passes=tuple(PassRecord.from_json(entry) for entry in fields.get("passes", ())),
+                roofline=_optional(fields, "roofline", Roofline.from_json),
+                graphs=_optional(fields, "graphs", GraphRecord.from_json),
                 from_cache=fields["from_cache"],
                 warnings=tuple(fields["warnings"]),
             )
@@ -154,3 +167,8 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         return self.render()
+
+
+def _optional(fields: dict[str, Any], key: str, read: Callable[[Any], _Value]) -> _Value | None:
+    """What an older report need not have."""
+    return None if fields.get(key) is None else read(fields[key])

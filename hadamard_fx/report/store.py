@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import re
-import tempfile
 from pathlib import Path
 
 from ..errors import ReportError
+from ..files import write_whole
 from .report import Report
 
 __all__ = ["load", "save"]
@@ -26,19 +24,11 @@ def _path(directory: str | Path, key: str) -> Path:
 def save(directory: str | Path, key: str, report: Report) -> Path | None:
     """Keep ``report`` under ``key``; readers never see half of it. None where the directory cannot be written."""
     path = _path(directory, key)
-    temporary = ""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{key}-", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(report.to_json())
-        os.replace(temporary, path)
+        write_whole(path, report.to_json())
     except OSError as error:
         # A full or read-only disk costs the report of later cache hits, not the compilation.
         _log.warning("cannot keep the report in %s: %s", path.parent, error)
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
         return None
     return path
 
