@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from hadamard_fx.errors import HadamardError
 from hadamard_fx.policy import Policy
 
 from . import history
+from .page import notebook, page
 from .report import Report
+from .save import save_as
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,17 @@ class Explanation:
     def to_json(self) -> str:
         """A JSON list with one report per graph."""
         return json.dumps([report.as_dict() for report in self.reports], indent=2)
+
+    def to_html(self) -> str:
+        """One self-contained page with all reports; see ``Report.to_html``."""
+        return page(self.reports)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page (``.html``) or the JSON list (``.json``), as ``Report.save``."""
+        return save_as(path, html=self.to_html, json=self.to_json)
+
+    def _repr_html_(self) -> str:
+        return "".join(map(notebook, self.reports))
 
 
 def explain(

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from rich.console import RenderableType
 
 from ..errors import HadamardError, ReportError
 from ..fusion import Fusion
-from ..passes.graph_record import GraphRecord
 from ..pass_record import PassRecord
+from ..passes.graph_record import GraphRecord
 from ..plan import Plan
 from . import text
 from .roofline import Roofline
 from .saturation import Saturated, saturated_sums
+from .save import save_as
 
 __all__ = ["Report"]
 
@@ -157,6 +159,25 @@ class Report:
             width: in columns; None: the terminal's, 100 where there is none.
         """
         return text.plain(self, details=details, width=width)
+
+    def to_html(self) -> str:
+        """One self-contained page: figures, sortable products, pictures, every rejected scheme with its reason."""
+        from .page import page
+
+        return page([self])
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page (``.html``) or the JSON (``.json``), whole or not at all.
+
+        Raises:
+            ReportError: another ending, or the file cannot be written.
+        """
+        return save_as(path, html=self.to_html, json=lambda: self.to_json(indent=2))
+
+    def _repr_html_(self) -> str:
+        from .page import notebook
+
+        return notebook(self)
 
     def __str__(self) -> str:
         return self.text()
