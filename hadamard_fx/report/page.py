@@ -24,15 +24,22 @@ if TYPE_CHECKING:
 
 __all__ = ["notebook", "page"]
 
+_WHY = "why"
 _ORIGINS = {"options": "the options", "environment": "the environment", "file": "hadamard.toml"}
 
 
 @dataclass(frozen=True)
 class Column:
-    """Of the table of products; ``number``: its cells are numbers, sorted as such."""
+    """Of the table of products, so many rem wide; ``number``: its cells are numbers, sorted as such."""
 
     name: str
+    rem: float = 6
     number: bool = True
+
+    @property
+    def width(self) -> str:
+        """As a track of a grid; the last column, of sentences, takes what is left."""
+        return f"{self.rem:g}rem" if self.number or self.name != _WHY else f"minmax({self.rem:g}rem, 1fr)"
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,7 @@ def view_of(report: Report) -> dict[str, Any]:
         **_summary(report),
         "settings": _settings(report.plan),
         "columns": columns,
+        "least": f"{sum(column.rem for column in columns):g}rem",
         "products": products,
         "roles": sorted({product["role"] for product in products}),
         "schemes": sorted({product["scheme"] for product in products}),
@@ -143,11 +151,11 @@ def _settings(plan: Plan) -> list[dict[str, str]]:
 def _products(plan: Plan) -> tuple[list[Column], list[dict[str, Any]]]:
     names = short_names(plan.decisions)
     with_errors = any(error for decision in plan.decisions for error in _errors(decision))
-    columns = [Column("layer", False), Column("product", False), Column("M"), Column("N"), Column("K")]
-    columns += [Column("computed as", False), Column("time if exact"), Column("time")]
+    columns = [Column("layer", 12, False), Column("product", 7, False), *(Column(size, 4.5) for size in "MNK")]
+    columns += [Column("computed as", 9, False), Column("time if exact"), Column("time")]
     columns += [Column("saved if exact"), Column("saved")]
-    columns += [Column("error predicted"), Column("error measured")] if with_errors else []
-    columns.append(Column("why", False))
+    columns += [Column("error predicted", 6.5), Column("error measured", 6.5)] if with_errors else []
+    columns.append(Column(_WHY, 16, False))
     products = []
     for decision in plan.decisions:
         cells = [*_cells(decision, names[decision.scheme])]
