@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from rich.console import RenderableType
 
-from ..errors import HadamardError, ReportError
+from ..errors import HadamardError, ReportError, SchemeError
 from ..fusion import Fusion
 from ..pass_record import PassRecord
 from ..passes.graph_record import GraphRecord
@@ -119,6 +119,15 @@ class Report:
             fields = json.loads(data)
         except json.JSONDecodeError as error:
             raise ReportError(f"a report must be JSON: {error}") from None
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Self:
+        """The report that ``as_dict`` gave.
+
+        Raises:
+            ReportError: not one of ours, damaged, or of a newer schema.
+        """
         if not isinstance(fields, dict) or fields.get("schema") != cls.SCHEMA:
             found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
             raise ReportError(f"this JSON is no report of hadamard-fx: schema {found!r} instead of {cls.SCHEMA!r}")
@@ -128,10 +137,10 @@ class Report:
                 f"the report has schema version {version!r}, this release reads {cls.VERSION}; "
                 f"update hadamard-fx, or compile again to write a report of this release"
             )
-        return cls._from_dict(fields)
+        return cls._read(fields)
 
     @classmethod
-    def _from_dict(cls, fields: dict[str, Any]) -> Self:
+    def _read(cls, fields: dict[str, Any]) -> Self:
         try:
             return cls(
                 plan=Plan.from_json(fields["plan"]),
@@ -148,6 +157,11 @@ class Report:
                 from_cache=fields["from_cache"],
                 warnings=tuple(fields["warnings"]),
             )
+        except SchemeError as error:
+            raise ReportError(
+                f"the report is damaged, or holds a scheme of your own: {error}; import the module that declares it "
+                f"first (hadamard-fx report --import MODULE)"
+            ) from None
         except (KeyError, TypeError, ValueError, AttributeError, HadamardError) as error:
             raise ReportError(f"the report is damaged: {type(error).__name__}: {error}") from None
 
