@@ -39,7 +39,7 @@ class Fusion:
         return dataclasses.replace(self, saved_bytes=self.saved_bytes - again, reason=reason)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "operations": list(self.operations), "forms": list(self.forms)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
