@@ -59,6 +59,7 @@ def record(key: str, pipeline: Pipeline, *, quiet: bool = False) -> Report | Non
     for message in () if quiet else report.warnings:
         warnings.warn(f"hadamard: {message}", stacklevel=2)
     _REPORTS.append(report)
+    compat.trace_artifact("hadamard_fx_report", lambda: report.to_json(indent=1))  # a trace wants short lines
     return report
 
 
