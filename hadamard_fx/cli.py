@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         help="an option of the backend, VALUE as JSON or plain text; -o grad_weight.rank=4 sets one field",
     )
     explain.add_argument("--html", metavar="FILE.html", help="write one page with pictures instead of the text")
+    explain.add_argument("--measure", action="store_true", help="also time every product over a few steps")
     explain.set_defaults(run=_explain)
     shown = report_command.add_command(commands)
     found = commands.add_parser("devices", help="list the devices at hand and the profiles that price them")
@@ -113,7 +114,8 @@ def _explain(arguments: argparse.Namespace, people: Console) -> int:
     factory = load_factory(arguments.target)
     model, inputs, loss = make(factory, arguments.target)
     try:
-        explanation = explain(model, loss=loss, options=options, graphs=bool(arguments.html))(*inputs)
+        wanted = {"graphs": bool(arguments.html), "measure": arguments.measure}
+        explanation = explain(model, loss=loss, options=options, **wanted)(*inputs)
     except HadamardError:
         raise
     except Exception as error:  # whatever the user's model raises on its own inputs

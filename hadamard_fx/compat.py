@@ -28,6 +28,7 @@ from torch._logging._internal import trace_structured
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "BackendCompilerFailed",
@@ -54,6 +55,7 @@ __all__ = [
     "tensors",
     "trace",
     "trace_artifact",
+    "tree_leaves",
     "user_hook",
 ]
 

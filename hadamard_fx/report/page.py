@@ -97,7 +97,7 @@ def _summary(report: Report) -> dict[str, Any]:
 
 def view_of(report: Report) -> dict[str, Any]:
     """What the page says of one report."""
-    columns, products = _products(report.plan)
+    columns, products = _products(report)
     return {
         **_summary(report),
         "settings": _settings(report.plan),
@@ -124,6 +124,9 @@ def _cards(report: Report) -> Iterator[dict[str, str]]:
     ratio = f"if exact → as chosen, {report.seconds / report.exact_seconds:.2f}×" if report.exact_seconds else ""
     seconds = f"{format_seconds(report.exact_seconds)} → {format_seconds(report.seconds)}"
     yield _card("predicted time of products", seconds, ratio)
+    if report.measured is not None:
+        taken, of = sum(seconds for _, seconds in report.measured.seconds), len(report.measured.seconds)
+        yield _card("measured time of products", format_seconds(taken), f"{of} of {products}, as chosen")
     before, after = report.saved_before, report.saved_after
     if before is not None and after is not None:
         change = f"if exact → as chosen, {100 * (after / before - 1):+.0f} %".replace("-", "−") if before else ""
@@ -148,18 +151,22 @@ def _settings(plan: Plan) -> list[dict[str, str]]:
     ]
 
 
-def _products(plan: Plan) -> tuple[list[Column], list[dict[str, Any]]]:
+def _products(report: Report) -> tuple[list[Column], list[dict[str, Any]]]:
+    plan, measured = report.plan, report.measured
     names = short_names(plan.decisions)
+    times = dict(() if measured is None else measured.seconds)
     with_errors = any(error for decision in plan.decisions for error in _errors(decision))
     columns = [Column("layer", 12, False), Column("product", 7, False), *(Column(size, 4.5) for size in "MNK")]
     columns += [Column("computed as", 9, False), Column("time if exact"), Column("time")]
     columns += [Column("saved if exact"), Column("saved")]
     columns += [Column("error predicted", 6.5), Column("error measured", 6.5)] if with_errors else []
+    columns += [] if measured is None else [Column("time measured")]
     columns.append(Column(_WHY, 16, False))
     products = []
     for decision in plan.decisions:
         cells = [*_cells(decision, names[decision.scheme])]
         cells += [_number(error, format_share) for error in _errors(decision)] if with_errors else []
+        cells += [] if measured is None else [_number(times.get(decision.gemm.node), format_seconds)]
         products.append(
             {
                 "node": decision.gemm.node,

@@ -16,6 +16,7 @@ from ..pass_record import PassRecord
 from ..passes.graph_record import GraphRecord
 from ..plan import Plan
 from . import text
+from .measure import Measured
 from .roofline import Roofline
 from .saturation import Saturated, saturated_sums
 from .save import save_as
@@ -41,6 +42,7 @@ class Report:
         fusions: what became of the producers of every tensor that a kernel quantises on its own.
         roofline: the device's figures and the bytes that each product moves; None in reports that lack them.
         graphs: the joint graph before and after the passes; None unless it was asked for.
+        measured: seconds of the products in a run; None unless it was asked for.
         from_cache: the graph came from a compilation cache, so this report was stored by an earlier one.
         warnings: for a person, each a sentence.
     """
@@ -59,6 +61,7 @@ class Report:
     passes: tuple[PassRecord, ...] = ()
     roofline: Roofline | None = None
     graphs: GraphRecord | None = None
+    measured: Measured | None = None
     from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -102,6 +105,7 @@ class Report:
             "plan": self.plan.to_json(),
             "roofline": None if self.roofline is None else self.roofline.to_json(),
             "graphs": None if self.graphs is None else self.graphs.to_json(),
+            "measured": None if self.measured is None else self.measured.to_json(),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -154,6 +158,7 @@ class Report:
                 passes=tuple(PassRecord.from_json(entry) for entry in fields.get("passes", ())),
                 roofline=_optional(fields, "roofline", Roofline.from_json),
                 graphs=_optional(fields, "graphs", GraphRecord.from_json),
+                measured=_optional(fields, "measured", Measured.from_json),
                 from_cache=fields["from_cache"],
                 warnings=tuple(fields["warnings"]),
             )

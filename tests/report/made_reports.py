@@ -7,6 +7,7 @@ from hadamard_fx.pass_record import PassRecord
 from hadamard_fx.passes.graph_record import GraphRecord, NodeRecord
 from hadamard_fx.plan import Candidate, Cost, Decision, Gemm, Plan, Role, Size
 from hadamard_fx.report import Report
+from hadamard_fx.report.measure import Measured
 from hadamard_fx.report.roofline import Roofline
 from hadamard_fx.scheme import Exact, Hadamard, LowRank
 
@@ -48,5 +49,6 @@ def report_of(products: int = 12, *, hostile: bool = True) -> Report:
         ),
         roofline=Roofline(28e9, {"float32": 160e9, "int8": 820e9}, tuple((d.gemm.node, 4e5, 2e5) for d in decisions)),
         graphs=GraphRecord(before, (*nodes, *made)),
+        measured=Measured(tuple((d.gemm.node, 3e-3) for d in decisions[1:]), (("quantize_both", 1e-3),)),
         warnings=("a <warning>",),
     )

@@ -53,6 +53,7 @@ def test_page_says_everything():
     found = Reading(report.to_html())
     for words in ("8 rewritten", "67 %", "1.0 MiB → 256 KiB", "profile = hot", "reason 4", "s0≈256", HOSTILE):
         assert words in found.words
+    assert "11 of 12, as chosen" in found.words
     for words in ("not exact, 1.00 ms: predicted slower <than> the choice", "makes rows; computes mul", "alone"):
         assert words in found.words
     assert len([row for row in found.all("tr") if "data-role" in row]) == 12
