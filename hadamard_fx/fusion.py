@@ -44,4 +44,5 @@ class Fusion:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """What ``to_json`` wrote, read back from JSON."""
-        return cls(**{**data, "operations": tuple(data["operations"]), "forms": tuple(data["forms"])})
+        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        return cls(**{**known, "operations": tuple(data["operations"]), "forms": tuple(data["forms"])})
