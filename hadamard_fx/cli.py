@@ -74,7 +74,12 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="an option of the backend, VALUE as JSON or plain text; -o grad_weight.rank=4 sets one field",
     )
-    explain.add_argument("--html", metavar="FILE.html", help="write one page with pictures instead of the text")
+    explain.add_argument(
+        "--html",
+        metavar="FILE.html",
+        type=report_command.html_file,
+        help="write one page with pictures instead of the text",
+    )
     explain.add_argument("--measure", action="store_true", help="also time every product over a few steps")
     explain.set_defaults(run=_explain)
     shown = report_command.add_command(commands)

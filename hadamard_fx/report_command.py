@@ -17,7 +17,14 @@ from .report.page import page
 from .report.reading import read_reports
 from .report.save import save_as
 
-__all__ = ["add_command"]
+__all__ = ["add_command", "html_file"]
+
+
+def html_file(path: str) -> str:
+    """An argument that names a page, refused before anything is traced for it."""
+    if not path.lower().endswith(".html"):
+        raise argparse.ArgumentTypeError(f"{path!r} must end in .html")
+    return path
 
 
 def add_command(commands: Any) -> argparse.ArgumentParser:
@@ -31,7 +38,7 @@ def add_command(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--diff", action="store_true", help="what differs from the first file to the second")
     parser.add_argument("--exit-code", action="store_true", help="with --diff: exit with 1 where anything differs")
     parser.add_argument("--details", action="store_true", help="also list every product and every rejected scheme")
-    parser.add_argument("--html", metavar="FILE.html", help="write the page instead of showing the text")
+    parser.add_argument("--html", metavar="FILE.html", type=html_file, help="write the page, show no text")
     parser.add_argument(
         "--import",
         metavar="MODULE",
@@ -67,6 +74,9 @@ def _run(arguments: argparse.Namespace, people: Console) -> int:
 
 
 def _show(arguments: argparse.Namespace, reports: tuple[Any, ...], people: Console) -> int:
+    if not reports:
+        people.print(f"{arguments.files[0]} holds no report: no graph was compiled", markup=False, soft_wrap=True)
+        return 1
     if arguments.html:
         path = save_as(arguments.html, html=lambda: page(reports))
         people.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)

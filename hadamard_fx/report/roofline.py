@@ -18,6 +18,9 @@ from ..scheme import Exact, Scheme
 
 __all__ = ["Roofline", "roofline_of"]
 
+_AT_ONCE = 1e30
+"""Operations/s that no product takes a second of; finite, for the sake of prices that somebody else wrote."""
+
 
 @dataclass(frozen=True)
 class Roofline:
@@ -46,9 +49,8 @@ class Roofline:
 
 def roofline_of(plan: Plan, profile: DeviceProfile) -> Roofline:
     """The figures behind the prices of a plan."""
-    counting = dataclasses.replace(
-        profile, bandwidth=1.0, launch=0.0, rates=dict.fromkeys(profile.rates, math.inf)
-    )  # on this device every byte takes a second and nothing else takes any time: a price is a number of bytes
+    # On this device every byte takes a second and nothing else takes any time: a price is a number of bytes.
+    counting = dataclasses.replace(profile, bandwidth=1.0, launch=0.0, rates=dict.fromkeys(profile.rates, _AT_ONCE))
     moved = (_moved(decision, counting) for decision in plan.decisions if decision.gemm.flops)
     countable = tuple(entry for entry in moved if all(0 < size < math.inf for size in entry[1:]))
     return Roofline(profile.bandwidth, dict(profile.rates), countable)

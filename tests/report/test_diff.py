@@ -94,8 +94,9 @@ def test_command_shows_a_report(files, capsys):
 def test_command_writes_a_page(files, capsys):
     assert main(["report", str(files / "list.json"), "--html", str(files / "page.html")]) == 0
     assert (files / "page.html").read_text(encoding="utf-8").count('<section class="report"') == 2
-    assert main(["report", str(files / "a.json"), "--html", str(files / "page.txt")]) == 1
-    assert "saved as .html" in capsys.readouterr().err
+    (files / "empty.json").write_text("[]")
+    assert main(["report", str(files / "empty.json")]) == 1
+    assert "holds no report" in capsys.readouterr().err
 
 
 def test_command_compares(files, capsys):
@@ -149,9 +150,16 @@ def test_schemes_of_ones_own_are_imported(files, capsys, monkeypatch):
     assert "--import no_such_module: ModuleNotFoundError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "arguments", [["a", "b"], ["--diff", "a"], ["--exit-code", "a"], ["--diff", "a", "b", "--html", "x.html"]]
+WRONG_CALLS = (
+    ["a", "b"],
+    ["--diff", "a"],
+    ["--exit-code", "a"],
+    ["--diff", "a", "b", "--html", "x.html"],
+    ["a", "--html", "x.txt"],
 )
+
+
+@pytest.mark.parametrize("arguments", WRONG_CALLS, ids=" ".join)
 def test_wrong_calls(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["report", *arguments])
