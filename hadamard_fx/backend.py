@@ -55,16 +55,18 @@ def compile_graph(
     *,
     mode: str | None = None,
     inner_compile: Compiled | None = None,
+    graphs: bool = False,
 ) -> Compiled:
     """Compile one graph under a resolved policy and record its report.
 
     Args:
         inner_compile: what turns a partitioned graph into code, Inductor where it is None.
+        graphs: the report shall hold the joint graph before and after the passes.
     """
     library.load()
     inputs = describe_inputs(gm, example_inputs)
     profile = profile_for(device_type(example_inputs), policy.device_profile)
-    pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None)
+    pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None, records_graphs=graphs)
     key = _graph_key(gm, example_inputs, pipeline)
     patches = {**_mode_patches(mode), **_inductor_patches(policy), **_hooks(pipeline)}
     arguments: dict[str, Any] = {}

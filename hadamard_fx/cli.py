@@ -15,10 +15,12 @@ from typing import Any
 
 from rich.console import Console
 
+from . import report_command
 from .devices import Device, devices
 from .errors import FactoryError, HadamardError, OptionError
 from .factory import load_factory, make
 from .policy import DEFAULTS, PROFILES
+from .report.save import save_as
 from .report.text import WIDTH
 
 __all__ = ["main"]
@@ -72,7 +74,15 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="an option of the backend, VALUE as JSON or plain text; -o grad_weight.rank=4 sets one field",
     )
+    explain.add_argument(
+        "--html",
+        metavar="FILE.html",
+        type=report_command.html_file,
+        help="write one page with pictures instead of the text",
+    )
+    explain.add_argument("--measure", action="store_true", help="also time every product over a few steps")
     explain.set_defaults(run=_explain)
+    shown = report_command.add_command(commands)
     found = commands.add_parser("devices", help="list the devices at hand and the profiles that price them")
     found.set_defaults(run=_devices)
     tuned = commands.add_parser(
@@ -88,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "--forget", action="store_true", help="remove what was measured: the bundled profiles count again"
     )
     tuned.set_defaults(run=_tune)
-    for command in (explain, found, tuned):
+    for command in (explain, shown, found, tuned):
         command.add_argument("--json", action="store_true", help="JSON on standard output instead of text")
     return parser
 
@@ -109,7 +119,8 @@ def _explain(arguments: argparse.Namespace, people: Console) -> int:
     factory = load_factory(arguments.target)
     model, inputs, loss = make(factory, arguments.target)
     try:
-        explanation = explain(model, loss=loss, options=options)(*inputs)
+        wanted = {"graphs": bool(arguments.html), "measure": arguments.measure}
+        explanation = explain(model, loss=loss, options=options, **wanted)(*inputs)
     except HadamardError:
         raise
     except Exception as error:  # whatever the user's model raises on its own inputs
@@ -118,7 +129,11 @@ def _explain(arguments: argparse.Namespace, people: Console) -> int:
         )
     if arguments.json:
         print(explanation.to_json())
-    for report in () if arguments.json else explanation.reports:
+    if arguments.html:
+        people.print(
+            f"wrote {save_as(arguments.html, html=explanation.to_html)}", markup=False, highlight=False, soft_wrap=True
+        )
+    for report in () if arguments.json or arguments.html else explanation.reports:
         people.print(report.render(details=arguments.details), "", markup=False, highlight=False)
     if not explanation.reports:
         people.print(f"{arguments.target}: no graph was compiled, so there is nothing to report")

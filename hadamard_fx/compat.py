@@ -24,9 +24,11 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, CustomPartitionerFn
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._logging._internal import trace_structured
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
+from torch.utils._pytree import tree_leaves
 
 __all__ = [
     "BackendCompilerFailed",
@@ -56,6 +58,8 @@ __all__ = [
     "symbol",
     "tensors",
     "trace",
+    "trace_artifact",
+    "tree_leaves",
     "user_hook",
 ]
 
@@ -155,6 +159,16 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 def is_fake(value: Any) -> bool:
     """Whether a tensor has sizes but no memory."""
     return isinstance(value, FakeTensor)
+
+
+def trace_artifact(name: str, payload: Callable[[], str]) -> None:
+    """Put JSON into torch's structured trace, which ``tlparse`` shows; made only where ``TORCH_TRACE`` asks for one."""
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": name, "encoding": "json"},
+        payload_fn=payload,
+        expect_trace_id=False,  # a backend may be called without dynamo
+    )
 
 
 def triton_cache_directory(device: int) -> str:

@@ -39,9 +39,10 @@ class Fusion:
         return dataclasses.replace(self, saved_bytes=self.saved_bytes - again, reason=reason)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "operations": list(self.operations), "forms": list(self.forms)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """What ``to_json`` wrote, read back from JSON."""
-        return cls(**{**data, "operations": tuple(data["operations"]), "forms": tuple(data["forms"])})
+        known = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        return cls(**{**known, "operations": tuple(data["operations"]), "forms": tuple(data["forms"])})

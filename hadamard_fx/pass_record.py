@@ -38,4 +38,4 @@ class PassRecord:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**data)
+        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})

@@ -228,7 +228,12 @@ def _cost_to_json(cost: Cost | None) -> dict[str, Any] | None:
 
 
 def _cost_from_json(data: dict[str, Any] | None) -> Cost | None:
-    return None if data is None else Cost(**data)
+    return None if data is None else Cost(**_known(Cost, data))
+
+
+def _known(kind: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    """The fields that this release knows; a later one may have added some."""
+    return {key: data[key] for key in kind.__dataclass_fields__ if key in data}
 
 
 def _decision_to_json(decision: Decision) -> dict[str, Any]:
@@ -247,12 +252,12 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
 
 def _decision_from_json(data: dict[str, Any]) -> Decision:
     fields = dict(data["gemm"], role=Role(data["gemm"]["role"]))
-    fields.update({key: Size(**fields[key]) for key in ("M", "N", "K", "batch")})
+    fields.update({key: Size(**_known(Size, fields[key])) for key in ("M", "N", "K", "batch")})
     return Decision(
-        gemm=Gemm(**fields),
+        gemm=Gemm(**_known(Gemm, fields)),
         scheme=Scheme.from_json(data["scheme"]),
-        cost=Cost(**data["cost"]),
-        exact_cost=Cost(**data["exact_cost"]),
+        cost=Cost(**_known(Cost, data["cost"])),
+        exact_cost=Cost(**_known(Cost, data["exact_cost"])),
         reason=data["reason"],
         rejected=tuple(
             Candidate(Scheme.from_json(c["scheme"]), c["reason"], _cost_from_json(c["cost"])) for c in data["rejected"]

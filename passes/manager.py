@@ -43,6 +43,7 @@ from .find_gemms import FindGemms
 from .find_producers import FindProducers
 from .foreseen_bytes import ForeseenBytes, copy_of
 from .fuse_producers import FuseProducers
+from .graph_record import GraphRecord, record_nodes
 from .identity import Identity, identify
 from .joint_graph import GraphInput, JointGraph, module_of
 from .liveness import peak_bytes
@@ -74,6 +75,8 @@ class Pipeline:
         saved_exact: what it would keep with every product left alone.
         fusible: types of the devices whose kernels evaluate producers.
         fusions: what became of the producers of the tensors that are quantised.
+        records_graphs: keep all nodes of the joint graph before and after the passes; they are many.
+        graphs: those nodes.
     """
 
     policy: Policy
@@ -85,6 +88,8 @@ class Pipeline:
     saved_exact: tuple[SavedTensor, ...] | None = None
     fusible: frozenset[str] = frozenset({"cuda"})
     fusions: tuple[Fusion, ...] = ()
+    records_graphs: bool = False
+    graphs: GraphRecord | None = None
     calibration: Calibration | None = field(init=False, repr=False)
     passes: tuple[Placed, ...] = field(init=False)
     _before: fx.GraphModule | None = field(default=None, repr=False)
@@ -122,10 +127,12 @@ class Pipeline:
         state = State(joint, "joint" if joint.training else "inference")
         self.plan, self.fusions, self._runner = None, (), Runner(dump=Dump.from_environment())
         self._runner.start(state)
+        before = record_nodes(graph) if self.records_graphs else ()
         split = self._order.index("partition")
         for name in self._order[:split]:
             self._runner.run(self._step(name), state)
         self.plan = state.plan
+        self.graphs = GraphRecord(before, record_nodes(graph)) if self.records_graphs else None
         if state.part == "inference":  # nothing will be partitioned
             self._behind_partition(graph, state.part)
 

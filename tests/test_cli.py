@@ -176,3 +176,11 @@ def test_runs_as_a_module(tmp_path):
     assert found.returncode == 2
     assert "there is no module 'nowhere'" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+def test_explain_writes_a_page_with_graphs(folder, capsys):
+    assert main(["explain", "cli_factories:good", "--profile", "hot", "--html", "page.html"]) == 0
+    assert "wrote page.html" in capsys.readouterr().err
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    assert "hadamard.quantized_mm" in page
+    assert '<script type="application/json" class="graphs">' in page

@@ -147,6 +147,9 @@ def test_wheel_holds_everything(tmp_path):
     profiles = ROOT / "cost_model" / "profiles"
     wanted |= {f"hadamard_fx/cost_model/profiles/{path.name}" for path in profiles.glob("*.json")}
     wanted |= {"hadamard_fx/py.typed"}
+    report = ROOT / "hadamard_fx" / "report"
+    data = (*report.glob("web/*"), *report.glob("*.json"))
+    wanted |= {path.relative_to(ROOT).as_posix() for path in data}
     assert {name for name in names if ".dist-info/" not in name} == wanted
     assert any(name.endswith("LICENSE") for name in names)
     assert "hadamard = hadamard_fx.backend:hadamard" in entry_points

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +19,11 @@ from hadamard_fx.errors import HadamardError
 from hadamard_fx.policy import Policy
 
 from . import history
+from .measure import interpret_labelled, measured_of
+from .measure import measure as measure_products
+from .page import notebook, page
 from .report import Report
+from .save import save_as
 
 
 @dataclass(frozen=True)
@@ -36,23 +43,39 @@ class Explanation:
         """A JSON list with one report per graph."""
         return json.dumps([report.as_dict() for report in self.reports], indent=2)
 
+    def to_html(self) -> str:
+        """One self-contained page with all reports; see ``Report.to_html``."""
+        return page(self.reports)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page (``.html``) or the JSON list (``.json``), as ``Report.save``."""
+        return save_as(path, html=self.to_html, json=self.to_json)
+
+    def _repr_html_(self) -> str:
+        return "".join(map(notebook, self.reports))
+
 
 def explain(
     model: Callable[..., Any],
     *,
     loss: Callable[..., torch.Tensor] | None = None,
     options: Mapping[str, Any] | None = None,
+    graphs: bool = False,
+    measure: bool = False,
     **compile_arguments: Any,
 ) -> Callable[..., Explanation]:
     """Trace a model as ``torch.compile(model, backend="hadamard")`` would, and report every decision.
 
-    The forward runs once, by interpretation, and does what a forward does to buffers and random numbers. No code is
-    generated, no gradient is accumulated.
+    The forward runs once (more often with ``measure``), by interpretation, and does what a forward does to buffers and
+    random numbers. No code is generated, no gradient is accumulated.
 
     Args:
         model: a module or function.
         loss: applied to the model's result inside the graph, so that its backward is seen too.
         options: the backend's options.
+        graphs: keep the joint graph before and after in the reports, for the pictures of ``to_html``.
+        measure: time every product, over a few steps with their backward; the reports then hold measured seconds
+            beside the predicted ones. The forward runs as often.
         compile_arguments: passed on to ``torch.compile``, ``dynamic=True`` for instance.
 
     Returns:
@@ -67,14 +90,25 @@ def explain(
         result = model(*inputs, **named)
         return result if loss is None else loss(result)
 
+    numbers = itertools.count()
+
     def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        return compile_graph(gm, example_inputs, policy, inner_compile=interpret)
+        number = next(numbers)
+        inner = functools.partial(interpret_labelled, graph=number) if measure else interpret
+        return compile_graph(gm, example_inputs, policy, inner_compile=inner, graphs=graphs)
 
     def run(*inputs: Any, **named: Any) -> Explanation:
+        nonlocal numbers
+        numbers = itertools.count()
         seen = len(history.reports())
+        times: dict[tuple[int, str], float] = {}
         try:
             with compat.any_number_of_compilations():
-                torch.compile(step, backend=backend, **compile_arguments)(*inputs, **named)
+                compiled = torch.compile(step, backend=backend, **compile_arguments)
+                if measure:
+                    times = measure_products(lambda: compiled(*inputs, **named))
+                else:
+                    compiled(*inputs, **named)
         except compat.BackendCompilerFailed as failure:
             if isinstance(failure.inner_exception, HadamardError):
                 raise failure.inner_exception from None
@@ -83,6 +117,9 @@ def explain(
         error = policy.unmatched_error({d.gemm.layer for report in found for d in report.plan.decisions})
         if error is not None:
             raise error
+        if measure:
+            timed = (measured_of(times, number, report.plan) for number, report in enumerate(found))
+            found = tuple(replace(report, measured=one) for report, one in zip(found, timed, strict=True))
         return Explanation(found)
 
     return run

@@ -19,6 +19,7 @@ from hadamard_fx.passes.manager import Pipeline
 
 from . import store
 from .report import Report
+from .roofline import roofline_of
 
 _REPORTS: list[Report] = []
 
@@ -58,6 +59,7 @@ def record(key: str, pipeline: Pipeline, *, quiet: bool = False) -> Report | Non
     for message in () if quiet else report.warnings:
         warnings.warn(f"hadamard: {message}", stacklevel=2)
     _REPORTS.append(report)
+    compat.trace_artifact("hadamard_fx_report", lambda: report.to_json(indent=1))  # a trace wants short lines
     return report
 
 
@@ -80,6 +82,8 @@ def _report(name: str, pipeline: Pipeline) -> Report:
         saved=tuple((tensor.node, tensor.bytes, tensor.layer) for tensor in saved),
         fusions=pipeline.fusions,
         passes=pipeline.records,
+        roofline=roofline_of(plan, pipeline.profile),
+        graphs=pipeline.graphs,
         from_cache=False,
         warnings=(*pipeline.warnings, *(() if unmatched is None else (str(unmatched),))),
     )

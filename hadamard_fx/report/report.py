@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
 
 from rich.console import RenderableType
 
-from ..errors import HadamardError, ReportError
+from ..errors import HadamardError, ReportError, SchemeError
 from ..fusion import Fusion
 from ..pass_record import PassRecord
 from ..passes.formula import Formula, formula
+from ..passes.graph_record import GraphRecord
 from ..plan import Gemm, Plan
 from . import text
+from .measure import Measured
+from .roofline import Roofline
 from .saturation import Saturated, saturated_sums
+from .save import save_as
 
 __all__ = ["Report"]
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,9 @@ class Report:
         saved: (node, bytes, layer) of each tensor that is kept, with the rewrites.
         passes: every run of every pass, with its time.
         fusions: what became of the producers of every tensor that a kernel quantises on its own.
+        roofline: the device's figures and the bytes that each product moves; None in reports that lack them.
+        graphs: the joint graph before and after the passes; None unless it was asked for.
+        measured: seconds of the products in a run; None unless it was asked for.
         from_cache: the graph came from a compilation cache, so this report was stored by an earlier one.
         warnings: for a person, each a sentence.
     """
@@ -49,6 +60,9 @@ class Report:
     saved: tuple[tuple[str, int, str], ...] = ()
     fusions: tuple[Fusion, ...] = ()
     passes: tuple[PassRecord, ...] = ()
+    roofline: Roofline | None = None
+    graphs: GraphRecord | None = None
+    measured: Measured | None = None
     from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -106,6 +120,9 @@ class Report:
             "saturation": [entry.to_json() for entry in self.saturation],
             "passes": [record.to_json() for record in self.passes],
             "plan": self.plan.to_json(),
+            "roofline": None if self.roofline is None else self.roofline.to_json(),
+            "graphs": None if self.graphs is None else self.graphs.to_json(),
+            "measured": None if self.measured is None else self.measured.to_json(),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -123,6 +140,15 @@ class Report:
             fields = json.loads(data)
         except json.JSONDecodeError as error:
             raise ReportError(f"a report must be JSON: {error}") from None
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> Self:
+        """The report that ``as_dict`` gave.
+
+        Raises:
+            ReportError: not one of ours, damaged, or of a newer schema.
+        """
         if not isinstance(fields, dict) or fields.get("schema") != cls.SCHEMA:
             found = fields.get("schema") if isinstance(fields, dict) else type(fields).__name__
             raise ReportError(f"this JSON is no report of hadamard-fx: schema {found!r} instead of {cls.SCHEMA!r}")
@@ -132,10 +158,10 @@ class Report:
                 f"the report has schema version {version!r}, this release reads {cls.VERSION}; "
                 f"update hadamard-fx, or compile again to write a report of this release"
             )
-        return cls._from_dict(fields)
+        return cls._read(fields)
 
     @classmethod
-    def _from_dict(cls, fields: dict[str, Any]) -> Self:
+    def _read(cls, fields: dict[str, Any]) -> Self:
         try:
             return cls(
                 plan=Plan.from_json(fields["plan"]),
@@ -147,9 +173,17 @@ class Report:
                 saved=tuple((entry["node"], entry["bytes"], entry["layer"]) for entry in fields["saved"]),
                 fusions=tuple(Fusion.from_json(entry) for entry in fields["fusions"]),
                 passes=tuple(PassRecord.from_json(entry) for entry in fields.get("passes", ())),
+                roofline=_optional(fields, "roofline", Roofline.from_json),
+                graphs=_optional(fields, "graphs", GraphRecord.from_json),
+                measured=_optional(fields, "measured", Measured.from_json),
                 from_cache=fields["from_cache"],
                 warnings=tuple(fields["warnings"]),
             )
+        except SchemeError as error:
+            raise ReportError(
+                f"the report is damaged, or holds a scheme of your own: {error}; import the module that declares it "
+                f"first (hadamard-fx report --import MODULE)"
+            ) from None
         except (KeyError, TypeError, ValueError, AttributeError, HadamardError) as error:
             raise ReportError(f"the report is damaged: {type(error).__name__}: {error}") from None
 
@@ -162,6 +196,25 @@ class Report:
         """
         return text.plain(self, details=details, width=width)
 
+    def to_html(self) -> str:
+        """One self-contained page: figures, sortable products, pictures, every rejected scheme with its reason."""
+        from .page import page
+
+        return page([self])
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page (``.html``) or the JSON (``.json``), whole or not at all.
+
+        Raises:
+            ReportError: another ending, or the file cannot be written.
+        """
+        return save_as(path, html=self.to_html, json=lambda: self.to_json(indent=2))
+
+    def _repr_html_(self) -> str:
+        from .page import notebook
+
+        return notebook(self)
+
     def __str__(self) -> str:
         return self.text()
 
@@ -171,3 +224,8 @@ class Report:
 
     def __rich__(self) -> RenderableType:
         return self.render()
+
+
+def _optional(fields: dict[str, Any], key: str, read: Callable[[Any], _Value]) -> _Value | None:
+    """What an older report need not have."""
+    return None if fields.get(key) is None else read(fields[key])

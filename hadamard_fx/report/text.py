@@ -19,6 +19,7 @@ from .table import ProductTable
 from .units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
+    from .measure import Measured
     from .report import Report
 
 __all__ = ["WIDTH", "plain", "render"]
@@ -73,6 +74,8 @@ def _totals(report: Report) -> RenderableType:
     ratio = f"  ({report.seconds / report.exact_seconds:.2f}× the time)" if report.exact_seconds else ""
     exact, chosen = format_seconds(report.exact_seconds), format_seconds(report.seconds)
     table.add_row("predicted time of all products", f"{exact} if exact → {chosen}{ratio}")
+    if report.measured is not None:
+        table.add_row("measured time of products", _measured(report.measured, len(decisions)))
     if report.saved_before is not None and report.saved_after is not None:
         change = f"  ({100 * (report.saved_after / report.saved_before - 1):+.0f} %)" if report.saved_before else ""
         before, after = format_bytes(report.saved_before), format_bytes(report.saved_after)
@@ -80,6 +83,13 @@ def _totals(report: Report) -> RenderableType:
     for scheme in dict.fromkeys(d.scheme for d in rewritten):
         table.add_row("scheme", str(scheme))
     return table
+
+
+def _measured(measured: Measured, products: int) -> str:
+    taken = format_seconds(sum(seconds for _, seconds in measured.seconds))
+    rest = sum(seconds for _, seconds in measured.unmatched)
+    shared = f"; {format_seconds(rest)} in kernels of no single product" if measured.unmatched else ""
+    return f"{taken}, {len(measured.seconds)} of {products} products found in the run{shared}"
 
 
 def _settings(report: Report) -> RenderableType:
@@ -131,12 +141,20 @@ def _details(report: Report) -> Iterator[RenderableType]:
         gemm = decision.gemm
         yield Text(f"{gemm.node}: {gemm.role} of {gemm.layer or '(no module)'}, {gemm.shape()}, {gemm.dtype}")
         lines = [f"{decision.scheme}, {_price(decision)}: {decision.reason}"]
+        lines += _timed(report, gemm.node)
         lines += [f"operands {gemm.left}, {gemm.right}" + (f"; weight {gemm.weight}" if gemm.weight else "")]
         lines += [f"source {gemm.source}"] if gemm.source else []
         for other in decision.rejected:
             price = f", {format_seconds(other.cost.seconds)}" if other.cost else ""
             lines.append(f"not {other.scheme}{price}: {other.reason}")
         yield Padding(Text("\n".join(lines), style="dim"), (0, 0, 0, 2))
+
+
+def _timed(report: Report, node: str) -> list[str]:
+    if report.measured is None:
+        return []
+    seconds = dict(report.measured.seconds).get(node)
+    return ["not found in the run" if seconds is None else f"measured {format_seconds(seconds)}"]
 
 
 def _price(decision: Decision) -> str:

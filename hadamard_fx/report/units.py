@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["format_bytes", "format_seconds"]
+__all__ = ["format_bytes", "format_seconds", "format_share"]
 
 
 def format_seconds(seconds: float) -> str:
@@ -23,3 +23,8 @@ def format_bytes(size: int) -> str:
     if size == 0:
         return "–"
     return f"{value:.0f} {unit}" if value >= 99.95 or unit == "B" else f"{value:.1f} {unit}"
+
+
+def format_share(share: float) -> str:
+    """``"0.12 %"``, ``"23 %"``."""
+    return f"{100 * share:.2g} %" if abs(share) < 0.0995 else f"{100 * share:.0f} %"
