@@ -42,6 +42,7 @@ __all__ = [
     "exact_partition",
     "forget_compiled",
     "fresh_fake_mode",
+    "guard_at_least",
     "inductor_options_of_mode",
     "input_descriptor",
     "input_position",
@@ -91,6 +92,12 @@ def lookup_hint(size: int | torch.SymInt) -> int:
         return size
     hint = size.node.hint if size.node.has_hint() else None
     return 1 if hint is None else int(hint)
+
+
+def guard_at_least(size: int | torch.SymInt, least: int) -> None:
+    """Let the compiled code hold only where ``size`` is at least ``least``, as its hint is: smaller ones recompile."""
+    if isinstance(size, torch.SymInt) and not bool(size >= least):
+        raise AssertionError(f"the hint of {size} is below {least}")
 
 
 def symbol(size: int | torch.SymInt) -> str:

@@ -76,7 +76,8 @@ class Override:
     grad_weight: Scheme | None = None
 
     def matches(self, layer: str) -> bool:
-        return re.fullmatch(self.pattern, layer) is not None
+        """Whether the pattern is that of a layer, or of the module that is called several times: ``fc`` of ``fc#1``."""
+        return any(re.fullmatch(self.pattern, name) for name in (layer, layer.partition("#")[0]))
 
     def choice(self, role: Role) -> Choice | None:
         """None where the override says nothing about ``role``."""

@@ -45,7 +45,7 @@ class Role(enum.StrEnum):
     ACTIVATION = "activation"
     """A product without a parameter (attention), or a gradient of one."""
     PARAMETERS = "parameters"
-    """A product of parameters only (a merged adapter), or a gradient of one: its contracted axis holds no tokens."""
+    """A product of parameters and buffers only (a merged adapter), or a gradient of one: no axis of it holds tokens."""
 
 
 @dataclass(frozen=True)

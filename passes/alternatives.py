@@ -31,7 +31,7 @@ NOISE = 0.01
 _FORWARD = "the forward stays in full precision (HOT, section 3)"
 _ALWAYS_EXACT = {
     Role.ACTIVATION: "no product of activations with an nn.Parameter",
-    Role.PARAMETERS: "a product of parameters only, whose contracted axis holds no tokens",
+    Role.PARAMETERS: "a product of parameters and buffers only, whose contracted axis holds no tokens",
 }
 
 

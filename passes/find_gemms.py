@@ -102,7 +102,7 @@ def _describe_forward(joint: JointGraph, node: fx.Node) -> Gemm:
         parameters = parameters or joint.parameters_of.get(operand, frozenset())
     facts = [joint.facts(parameter) for parameter in sorted(parameters, key=lambda p: p.name)]
     role = Role.FORWARD if facts else Role.ACTIVATION
-    if all(operand in joint.parameters_of for operand in operands(node)):
+    if facts and all(operand in joint.persistent for operand in operands(node)):
         role = Role.PARAMETERS
     weight = ", ".join(fact.name for fact in facts)
     frozen = bool(facts) and not any(fact.requires_grad for fact in facts)

@@ -1,12 +1,13 @@
 """The joint graph with the facts that every pass asks for: who depends on tangents, who on parameters only.
 
 Notation of the design, section 3: T = the forward closure of the tangents, P = the nodes that depend on parameters
-only.
+only; a buffer counts as a constant.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,11 +51,13 @@ class GraphInput:
         name: the parameter's full name (``"blocks.0.fc.weight"``), ``""`` where the user's model has none.
         parameter: it is an ``nn.Parameter``.
         requires_grad: it is trained; a parameter without is frozen.
+        buffer: it belongs to a module and is no parameter: it holds no tokens either.
     """
 
     name: str
     parameter: bool
     requires_grad: bool
+    buffer: bool = False
 
 
 def describe_inputs(gm: fx.GraphModule, example_inputs: Iterable[Any]) -> tuple[GraphInput, ...]:
@@ -63,9 +66,11 @@ def describe_inputs(gm: fx.GraphModule, example_inputs: Iterable[Any]) -> tuple[
     described = []
     for node, value in zip(placeholders, example_inputs, strict=True):
         parameter = isinstance(value, torch.nn.Parameter)
-        name = compat.module_path(compat.source_name(node)) or node.name
+        source = compat.source_name(node)
+        name = compat.module_path(source) or node.name
         trained = isinstance(value, torch.Tensor) and value.requires_grad
-        described.append(GraphInput(name if parameter else "", parameter, trained))
+        buffer = not parameter and re.search(r"\b_(buffers|modules)\[", source) is not None
+        described.append(GraphInput(name if parameter else "", parameter, trained, buffer))
     return tuple(described)
 
 
@@ -100,23 +105,23 @@ class JointGraph:
         return frozenset(closure)
 
     @functools.cached_property
-    def parameters_of(self) -> dict[fx.Node, frozenset[fx.Node]]:
-        """P: nodes that depend on parameters only, with the parameters' placeholders."""
+    def persistent(self) -> dict[fx.Node, frozenset[fx.Node]]:
+        """Nodes that depend on parameters, buffers and constants only, with the parameters' placeholders: none of their
+        axes holds tokens."""
         sources: dict[fx.Node, frozenset[fx.Node]] = {}
-        constant: set[fx.Node] = set()
         for node in self.graph.nodes:
             if node.op == "placeholder":
-                if self.facts(node).parameter:
-                    sources[node] = frozenset({node})
-                continue
-            operands = node.all_input_nodes
-            if node.op != "output" and all(o in sources or o in constant for o in operands):
-                found = frozenset().union(*(sources[o] for o in operands if o in sources))
-                if found:
-                    sources[node] = found
-                else:
-                    constant.add(node)
+                facts = self.facts(node)
+                if facts.parameter or facts.buffer:
+                    sources[node] = frozenset({node}) if facts.parameter else frozenset()
+            elif node.op != "output" and all(operand in sources for operand in node.all_input_nodes):
+                sources[node] = frozenset().union(*(sources[operand] for operand in node.all_input_nodes))
         return sources
+
+    @functools.cached_property
+    def parameters_of(self) -> dict[fx.Node, frozenset[fx.Node]]:
+        """P: those of them that depend on a parameter."""
+        return {node: parameters for node, parameters in self.persistent.items() if parameters}
 
     @functools.cached_property
     def _representatives(self) -> dict[fx.Node, fx.Node]:

@@ -137,8 +137,8 @@ def _low_rank_only_along_tokens(joint: JointGraph, plan: Plan | None) -> Iterato
             detail = f"{decision.gemm.node} is a {decision.gemm.role} product with scheme {decision.scheme}"
             yield Offence(_node(joint, decision.gemm.node), detail, decision.gemm.source)
     for node in _calls(joint, "compress_tokens"):  # the graph, whatever role the analysis gave the product
-        if node.args[0] in joint.parameters_of:
-            yield Offence(node, "it compresses a parameter, whose axes hold no tokens")
+        if node.args[0] in joint.persistent:
+            yield Offence(node, "it compresses a parameter or a buffer, whose axes hold no tokens")
 
 
 def _scales_off_the_contracted_axis(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:

@@ -29,8 +29,7 @@ INTEGERS = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.u
 """Of values that a prologue only compares: the classes of a cross-entropy with the number of a column."""
 
 _EXACT = 2**24
-"""Integers up to here are float32s. A larger one is rounded to no smaller one, so that comparing it with one of these
-gives the same in float32."""
+"""Integers below are float32s, and a larger one is rounded to none of them: comparing with these gives the same."""
 
 _NAMES: dict[str, str] = {
     **{name: name for name in ("mul", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "reciprocal", "erf", "tanh")},
@@ -95,7 +94,7 @@ def _is_exact(operand: Any) -> bool:
     while isinstance(operand, fx.Node) and operand.target in _VIEWS:
         operand = operand.args[0]
     if not isinstance(operand, fx.Node):
-        return isinstance(operand, int) and abs(operand) <= _EXACT
+        return isinstance(operand, int) and abs(operand) < _EXACT
     if operand.target is not prims.iota.default:
         return False
     length, start, step = operand.args[0], operand.kwargs.get("start"), operand.kwargs.get("step")

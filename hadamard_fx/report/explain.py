@@ -15,7 +15,7 @@ import torch.fx as fx
 
 from hadamard_fx import compat
 from hadamard_fx.backend import compile_graph
-from hadamard_fx.errors import HadamardError
+from hadamard_fx.errors import HadamardError, OptionError
 from hadamard_fx.policy import Policy
 
 from . import history
@@ -62,6 +62,7 @@ def explain(
     options: Mapping[str, Any] | None = None,
     graphs: bool = False,
     measure: bool = False,
+    mode: str | None = None,
     **compile_arguments: Any,
 ) -> Callable[..., Explanation]:
     """Trace a model as ``torch.compile(model, backend="hadamard")`` would, and report every decision.
@@ -76,6 +77,7 @@ def explain(
         graphs: keep the joint graph before and after in the reports, for the pictures of ``to_html``.
         measure: time every product, over a few steps with their backward; the reports then hold measured seconds
             beside the predicted ones. The forward runs as often.
+        mode: of Inductor, as ``torch.compile`` takes it; it generates no code here, but an unknown one is an error.
         compile_arguments: passed on to ``torch.compile``, ``dynamic=True`` for instance.
 
     Returns:
@@ -83,23 +85,24 @@ def explain(
 
     Raises:
         OverrideError: (from the returned function) an override matches no layer of any graph.
+        OptionError: a backend is given: there is one.
     """
+    if "backend" in compile_arguments:
+        raise OptionError("explain traces for the backend hadamard; leave out backend=")
     policy = Policy.resolve(options)
 
     def step(*inputs: Any, **named: Any) -> Any:
         result = model(*inputs, **named)
         return result if loss is None else loss(result)
 
-    numbers = itertools.count()
-
-    def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        number = next(numbers)
-        inner = functools.partial(interpret_labelled, graph=number) if measure else interpret
-        return compile_graph(gm, example_inputs, policy, inner_compile=inner, graphs=graphs)
-
     def run(*inputs: Any, **named: Any) -> Explanation:
-        nonlocal numbers
         numbers = itertools.count()
+
+        def backend(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+            number = next(numbers)  # a backend of this call alone, so that nothing is taken from an earlier one
+            inner = functools.partial(interpret_labelled, graph=number) if measure else interpret
+            return compile_graph(gm, example_inputs, policy, mode=mode, inner_compile=inner, graphs=graphs)
+
         seen = len(history.reports())
         times: dict[tuple[int, str], float] = {}
         try:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from hadamard_fx import compat
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.work import Sizes, Work, launch
 from hadamard_fx.kernels import compress_tokens, quantize_both, quantized_mm
@@ -121,6 +122,8 @@ class LowRankRule(SchemeRule):
         backward: bool,
         sums: bool = False,
     ) -> tuple[fx.Node, ...]:
+        if scheme.rank < scheme.order:  # as ``illegal`` says of the hint; fewer tokens are another graph
+            compat.guard_at_least(value(tokens_first).shape[0], scheme.order)
         kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0, sums)
         call = editor.call(load()["compress_tokens"].op, (tokens_first, seed, *kept), node, backward=backward)
         parts = editor.results(call, 3 if sums else 2)

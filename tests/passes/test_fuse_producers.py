@@ -209,6 +209,10 @@ def test_integers_are_compared_where_float32_has_them(classes: int, inside: bool
         classes_of.meta["val"], numbers.meta["val"] = torch.empty(4, 1, dtype=torch.int64), torch.arange(classes)
         equal.meta["val"] = torch.empty(4, classes, dtype=torch.bool)
     assert is_pointwise(equal) is inside
+    for constant, exact in ((2**24 - 1, True), (2**24, False), (1 - 2**24, True), (-(2**24), False)):
+        compared = graph.call_function(torch.ops.aten.eq.Scalar, (classes_of, constant))
+        compared.meta["val"] = torch.empty(4, 1, dtype=torch.bool)
+        assert is_pointwise(compared) is exact, constant
     between = graph.call_function(torch.ops.aten.lt.Tensor, (classes_of, classes_of))
     between.meta["val"] = equal.meta["val"]
     assert not is_pointwise(between), "both may be anything"
