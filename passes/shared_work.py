@@ -25,7 +25,7 @@ from .one_read import OneRead
 __all__ = ["Objective", "SharedWork"]
 
 RELIED_ON = 0.6
-"""Share of the seconds predicted to be saved by one read that the choice counts on. Measured on an H200: gradients behind
+"""Share of the seconds predicted to be saved by one read that the choice counts on. On an H200 gradients behind
 the SiLU of Llama-1B, predicted to save 0.1 ms each, came out even with the slower products that they bring."""
 
 Member = tuple[int, int]
