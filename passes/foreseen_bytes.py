@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
@@ -37,11 +38,22 @@ class ForeseenBytes:
         inputs = module.graph.find_nodes(op="placeholder")
         weights = [number for number, node in enumerate(inputs) if copy.facts(node).parameter]
         count = _forward_results(module.graph)
+        if _has_symbols(module.graph):  # torch cannot rebuild activations of dynamic shapes reliably
+            activation_budget = 1.0
         with compat.activation_budget(activation_budget):
             forward, _ = partition(
                 module, (), compat.exact_partition, num_fwd_outputs=count, static_lifetime_input_indices=weights
             )
         return sum(tensor.bytes for tensor in saved_tensors(JointGraph(forward.graph, copy.inputs), count))
+
+
+def _has_symbols(graph: fx.Graph) -> bool:
+    values = (node.meta.get("val") for node in graph.nodes)
+    return any(
+        isinstance(value, torch.SymInt)
+        or (isinstance(value, torch.Tensor) and not all(isinstance(extent, int) for extent in value.shape))
+        for value in values
+    )
 
 
 def _forward_results(graph: fx.Graph) -> int:
