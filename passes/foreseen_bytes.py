@@ -7,7 +7,9 @@ counted in the end. Decisions that a pass of somebody else changes later are not
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
@@ -30,13 +32,15 @@ class ForeseenBytes:
         """Bytes that the forward keeps under these decisions; products without one stay exact."""
         module = copy_of(self.joint.graph)
         copy = JointGraph(module.graph, self.joint.inputs)
+        count = _forward_results(copy)
         plan = Plan(decisions)
         if plan.rewrites():
             RewriteGemms(plan).rewrite(copy)
             module.recompile()
         inputs = module.graph.find_nodes(op="placeholder")
         weights = [number for number, node in enumerate(inputs) if copy.facts(node).parameter]
-        count = _forward_results(module.graph)
+        if _has_symbols(module.graph):  # torch cannot rebuild activations of dynamic shapes reliably
+            activation_budget = 1.0
         with compat.activation_budget(activation_budget):
             forward, _ = partition(
                 module, (), compat.exact_partition, num_fwd_outputs=count, static_lifetime_input_indices=weights
@@ -44,10 +48,24 @@ class ForeseenBytes:
         return sum(tensor.bytes for tensor in saved_tensors(JointGraph(forward.graph, copy.inputs), count))
 
 
-def _forward_results(graph: fx.Graph) -> int:
-    """How many of the outputs are results of the forward; the gradients follow them."""
-    (output,) = graph.find_nodes(op="output")
-    return sum(not compat.is_gradient(descriptor) for descriptor in output.meta["desc"])
+def _has_symbols(graph: fx.Graph) -> bool:
+    values = (node.meta.get("val") for node in graph.nodes)
+    return any(
+        isinstance(value, torch.SymInt)
+        or (isinstance(value, torch.Tensor) and not all(isinstance(extent, int) for extent in value.shape))
+        for value in values
+    )
+
+
+def _forward_results(joint: JointGraph) -> int:
+    """How many of the outputs are results of the forward; the gradients follow them, None where an input has none."""
+    (output,) = joint.graph.find_nodes(op="output")
+    results: list[Any] = list(output.args[0])
+    descriptors = output.meta.get("desc") or [None] * len(results)
+    for place, (result, descriptor) in enumerate(zip(results, descriptors, strict=True)):
+        if result is None or result in joint.tangent_closure or compat.is_gradient(descriptor):
+            return place
+    return len(results)
 
 
 def copy_of(graph: fx.Graph) -> fx.GraphModule:

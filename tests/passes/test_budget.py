@@ -39,6 +39,7 @@ MODELS: dict[str, Any] = {
 
 
 def report(name: str, options: dict[str, Any]) -> Any:
+    torch._dynamo.reset()
     torch.manual_seed(0)
     build, shape = MODELS[name]
     x = torch.randn(*shape, requires_grad=True)
@@ -63,6 +64,7 @@ def test_what_is_foreseen_is_what_compiled_code_keeps(name: str) -> None:
     build, shape = MODELS[name]
     model, x = build(), torch.randn(*shape, requires_grad=True)
     for options in ({"profile": "hot"}, {"profile": "exact"}, {"profile": "hot", "memory_budget": 0.4}):
+        torch._dynamo.reset()
         compiled = torch.compile(copy.deepcopy(model), backend="hadamard", options=options)
         kept = saved_bytes(compiled(x), compiled.parameters())
         assert kept == hadamard_fx.reports()[-1].saved_after
