@@ -7,15 +7,22 @@ generate, or the caller, reads it; and what it reads lives until its reader runs
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Iterable
 
 import torch
 import torch.fx as fx
 
 from .chains import is_extern, size
-from .joint_graph import VIEWS, JointGraph, value
+from .joint_graph import VIEWS, JointGraph
 
 __all__ = ["live_bytes", "peak_bytes"]
+
+aten = torch.ops.aten
+
+_PARTS = frozenset({aten.split.Tensor, aten.split_with_sizes.default, aten.unbind.int})
+_WINDOWS = frozenset({aten.slice.Tensor, aten.select.int, aten.squeeze.default, aten.as_strided.default, *_PARTS})
+"""Views of a part of the memory."""
 
 
 def peak_bytes(joint: JointGraph) -> int:
@@ -24,19 +31,28 @@ def peak_bytes(joint: JointGraph) -> int:
 
 
 def live_bytes(joint: JointGraph) -> dict[fx.Node, int]:
-    """Node -> bytes of all tensors that live while it runs, its results among them."""
+    """Node -> bytes of all tensors that live while it runs, its results among them. Every node is looked at once."""
     nodes = list(joint.graph.nodes)
     place = {node: number for number, node in enumerate(nodes)}
-    last = {node: place[node] for node in nodes}
+    stored, kernels = _stored(nodes)
+    weights = {node for node in nodes if node.op == "placeholder" and joint.facts(node).parameter}
+    last = dict(place)
+    waiting: dict[fx.Node, set[fx.Node]] = {}  # what lies in memory and is read when a reader of the node runs
     for node in nodes:
-        if _is_kernel(node):
-            for read in _stored_reads(node):
-                last[read] = max(last[read], place[node])
+        reads: set[fx.Node] = set()
+        for operand in node.all_input_nodes:
+            reads |= waiting[operand]
+        if node in kernels:
+            for read in reads:
+                last[read] = place[node]
+        if node in stored:
+            waiting[node] = {node}
+        else:
+            waiting[node] = set() if node in kernels else reads
     change = [0] * (len(nodes) + 1)
-    for node in nodes:
-        if _is_stored(node) and not (node.op == "placeholder" and joint.facts(node).parameter):
-            change[_birth(node, place)] += size(node)
-            change[last[node] + 1] -= size(node)
+    for node in stored - weights:
+        change[_birth(node, place)] += size(node)
+        change[last[node] + 1] -= size(node)
     live, total = {}, 0
     for node, difference in zip(nodes, change, strict=False):
         total += difference
@@ -44,58 +60,43 @@ def live_bytes(joint: JointGraph) -> dict[fx.Node, int]:
     return live
 
 
+def _stored(nodes: Iterable[fx.Node]) -> tuple[set[fx.Node], set[fx.Node]]:
+    """Nodes that have memory of their own, and those that are a kernel, or the end of one that Inductor generates."""
+    outside: dict[fx.Node, bool] = {}  # read, perhaps through views, by what Inductor does not generate
+    kernels, stored = set(), set()
+    for node in reversed(list(nodes)):
+        outside[node] = any(outside[user] if _is_window(user) else is_extern(user) for user in node.users)
+        if _is_window(node):
+            continue
+        if is_extern(node) or outside[node] or _reduces(node):
+            kernels.add(node)
+            if node.users and _has_known_size(node):
+                stored.add(node)
+    return stored, kernels
+
+
+def _is_window(node: fx.Node) -> bool:
+    """It shows the memory of another node, or a part of it."""
+    if node.target is operator.getitem:
+        return node.all_input_nodes[0].target in _PARTS
+    return node.target in VIEWS or node.target in _WINDOWS
+
+
+def _has_known_size(node: fx.Node) -> bool:
+    tensor = node.meta.get("val")
+    return isinstance(tensor, torch.Tensor) and all(isinstance(extent, int) for extent in tensor.shape)
+
+
 def _birth(node: fx.Node, place: dict[fx.Node, int]) -> int:
     """Inputs are there from the start; results of a call with several are made by the call."""
     if node.op == "placeholder":
         return 0
-    return place[node.all_input_nodes[0] if _is_part(node) else node]
-
-
-def _is_part(node: fx.Node) -> bool:
-    return len(node.all_input_nodes) == 1 and isinstance(node.all_input_nodes[0].meta.get("val"), tuple | list)
-
-
-def _is_stored(node: fx.Node) -> bool:
-    """It has memory of its own."""
-    if not isinstance(node.meta.get("val"), torch.Tensor) or node.target in VIEWS:
-        return False
-    if not all(isinstance(extent, int) for extent in value(node).shape):
-        return False
-    return bool(node.users) and _is_kernel(node)
-
-
-def _is_kernel(node: fx.Node) -> bool:
-    """It is a kernel, or the end of one that Inductor generates."""
-    return is_extern(node) or _reduces(node) or any(is_extern(reader) for reader in _readers(node))
+    return place[node.all_input_nodes[0] if node.target is operator.getitem else node]
 
 
 def _reduces(node: fx.Node) -> bool:
     """Its result is smaller than what it reads: others wait until it is done."""
-    made = node.meta.get("val")
-    if not isinstance(made, torch.Tensor) or node.target in VIEWS:
+    if not _has_known_size(node):
         return False
-    read = [operand.meta.get("val") for operand in node.all_input_nodes]
-    return any(isinstance(x, torch.Tensor) and x.numel() > made.numel() for x in read)
-
-
-def _readers(node: fx.Node) -> Iterator[fx.Node]:
-    """Whoever reads it or a view of it."""
-    for user in node.users:
-        if user.target in VIEWS:
-            yield from _readers(user)
-        else:
-            yield user
-
-
-def _stored_reads(node: fx.Node) -> Iterator[fx.Node]:
-    """What lies in memory and is read when ``node`` runs, through views and what is computed on the way."""
-    seen = set(node.all_input_nodes)
-    pending = list(seen)
-    while pending:
-        read = pending.pop()
-        if _is_stored(read):
-            yield read
-        if read.target in VIEWS or not _is_kernel(read):
-            fresh = set(read.all_input_nodes) - seen
-            seen |= fresh
-            pending += fresh
+    made = node.meta["val"].numel()
+    return any(_has_known_size(operand) and operand.meta["val"].numel() > made for operand in node.all_input_nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -119,3 +120,42 @@ def test_live_bytes_of_a_chain() -> None:
     assert live[nodes["second"]] == 2 * tile
     assert live[nodes["total"]] == tile + 4
     assert live[nodes["out"]] == 4
+
+
+def test_a_slice_is_a_view_of_what_it_is_cut_from() -> None:
+    graph, mode = fx.Graph(), FakeTensorMode()
+    x = graph.placeholder("x")
+    relu = graph.call_function(aten.relu.default, (x,))
+    top = graph.call_function(aten.slice.Tensor, (relu, 0, 0, 50))
+    rest = graph.call_function(aten.slice.Tensor, (relu, 0, 50, 100))
+    products = [graph.call_function(aten.mm.default, (part, x)) for part in (top, rest)]
+    graph.output(tuple(products))
+    with mode:
+        x.meta["val"] = relu.meta["val"] = torch.empty(100, 100)
+        top.meta["val"] = rest.meta["val"] = products[0].meta["val"] = products[1].meta["val"] = torch.empty(50, 100)
+    live = live_bytes(JointGraph(graph, ()))
+    tile = 100 * 100 * 4
+    assert live[relu] == 2 * tile, "x, and relu for the products"
+    assert live[rest] == 2 * tile, "slices take nothing"
+    assert live[products[1]] == 3 * tile, "x, relu and both halves"
+
+
+def test_liveness_of_a_long_chain_takes_no_square_of_its_length() -> None:
+    def seconds(length: int) -> float:
+        graph, mode = fx.Graph(), FakeTensorMode()
+        node = graph.placeholder("x")
+        with mode:
+            tile, one = torch.empty(10, 10), torch.empty(())
+        node.meta["val"], sums = tile, []
+        for _ in range(length):
+            node = graph.call_function(aten.relu.default, (node,))
+            sums.append(graph.call_function(aten.sum.default, (node,)))
+            node.meta["val"], sums[-1].meta["val"] = tile, one
+        graph.output((node, *sums))
+        begin = time.perf_counter()
+        live_bytes(JointGraph(graph, ()))
+        return time.perf_counter() - begin
+
+    seconds(100)
+    assert seconds(4000) < 16 * seconds(1000) + 0.05, "4 times as long; its square would be 16 times"
+    assert seconds(2000) < 5
