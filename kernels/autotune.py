@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import statistics
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 import torch
 
 from hadamard_fx.errors import KernelError
+from hadamard_fx.files import write_whole
 
 from .library import source_digest
 
@@ -191,14 +191,5 @@ def _to_disk(where: str, slot: tuple[str, str, str], chosen: Config) -> None:
     entries = {**_read(path), f"{slot[1]} {slot[2]}": dict(chosen)}
     text = json.dumps({"environment": environment(), "entries": entries}, indent=1, sort_keys=True)
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.replace(name, path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(name)
-            raise
+        write_whole(path, text)
     _read.cache_clear()

@@ -6,16 +6,15 @@ and is compiled once for all of them. The processes that compile ahead import su
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import importlib.util
-import os
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from types import ModuleType
+
+from hadamard_fx.files import write_whole
 
 __all__ = ["PREFIX", "import_file", "module"]
 
@@ -40,7 +39,7 @@ def module(folder: str, stem: str, text: str) -> ModuleType:
     name = f"{PREFIX}{stem}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     path = Path(folder) / "hadamard_fx" / "kernels" / f"{name}.py"
     if not path.exists():
-        _write(path, text)
+        write_whole(path, text)
     return import_file(str(path))
 
 
@@ -55,17 +54,3 @@ def import_file(path: str) -> ModuleType:
             spec.loader.exec_module(made)
             sys.modules[name] = made
         return sys.modules[name]
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: another process may read it at any time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -105,17 +106,12 @@ def explain(
 
         seen = len(history.reports())
         times: dict[tuple[int, str], float] = {}
-        try:
-            with compat.any_number_of_compilations():
-                compiled = torch.compile(step, backend=backend, **compile_arguments)
-                if measure:
-                    times = measure_products(lambda: compiled(*inputs, **named))
-                else:
-                    compiled(*inputs, **named)
-        except compat.BackendCompilerFailed as failure:
-            if isinstance(failure.inner_exception, HadamardError):
-                raise failure.inner_exception from None
-            raise
+        with compat.any_number_of_compilations(), _own_errors():
+            compiled = torch.compile(step, backend=backend, **compile_arguments)
+            if measure:
+                times = measure_products(lambda: compiled(*inputs, **named))
+            else:
+                compiled(*inputs, **named)
         found = history.reports()[seen:]
         error = policy.unmatched_error({d.gemm.layer for report in found for d in report.plan.decisions})
         if error is not None:
@@ -126,6 +122,17 @@ def explain(
         return Explanation(found)
 
     return run
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """This project's errors as they were raised, and not wrapped by dynamo."""
+    try:
+        yield
+    except compat.BackendCompilerFailed as failure:
+        if isinstance(failure.inner_exception, HadamardError):
+            raise failure.inner_exception from None
+        raise
 
 
 def interpret(gm: fx.GraphModule, example_inputs: Sequence[Any], **_: Any) -> Callable[..., Any]:
