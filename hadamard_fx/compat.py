@@ -6,6 +6,7 @@ What is here was found by reading torch's source; when a release moves a name, t
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -203,6 +204,82 @@ def raw_stream(device: int) -> int:
     """The address of the current stream of a CUDA device."""
     stream: int = torch._C._cuda_getCurrentRawStream(device)
     return stream
+
+
+def current_device() -> int:
+    """The current CUDA device, without ``torch.cuda``'s look whether CUDA is there."""
+    device: int = torch._C._cuda_getDevice()
+    return device
+
+
+def empty_strided(device: torch.device) -> Callable[..., torch.Tensor]:
+    """What makes an uninitialised tensor from shape, strides and dtype: on a CUDA device, the current one, as
+    Inductor's code does."""
+    if device.type == "cuda":
+        made: Callable[..., torch.Tensor] = getattr(torch._C._dynamo.guards, "_empty_strided_cuda")  # noqa: B009 (no CPU build has it)
+        return made
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+def call_at_sites(op: Any, sites: Callable[..., Any]) -> None:
+    """Have Inductor's Python code call ``sites(site, *arguments)`` in place of an operator, wherever tensors are on a
+    CUDA device and all sizes and strides are numbers. ``site`` is a digest of them, of dtypes, device and settings.
+
+    Args:
+        op: an overload, ``torch.ops.hadamard.quantize_rows.default``.
+        sites: found by that code, in whatever process, as the attribute ``at`` of the operator.
+    """
+    from torch._inductor import ir, lowering
+    from torch.utils._pytree import tree_map
+
+    op.overloadpacket.at = sites
+    kernel = _site_kernel(op)
+
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        made = kernel.create(op, *args, **kwargs)
+        return tree_map(lambda result: ir.TensorBox.create(result) if isinstance(result, ir.IRNode) else result, made)
+
+    lowering.make_fallback(op, warn=False)
+    lowering.register_lowering(op, type_promotion_kind=None)(lower)
+
+
+SITE_DEVICES = ("cuda",)
+"""Types of the devices whose operators are called at sites."""
+
+
+def _site_kernel(op: Any) -> Any:
+    """The class of an operator's nodes in Inductor's IR, which write the calls."""
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    class SiteKernel(ir.FallbackKernel):
+        site = ""
+
+        def codegen(self, wrapper: Any) -> None:
+            if not V.graph.cpp_wrapper:
+                self.site = self.describe()
+            if self.site:
+                self.python_kernel_name = f"torch.ops.{op.overloadpacket}.at"
+            super().codegen(wrapper)
+
+        def codegen_args(self) -> list[str]:
+            arguments: list[str] = super().codegen_args()
+            return [repr(self.site), *arguments] if self.site else arguments
+
+        def describe(self) -> str:
+            layouts = []
+            inputs: Sequence[Any] = self.inputs
+            for tensor in inputs:
+                sizes, strides = map(tuple, (tensor.get_size(), tensor.get_stride()))
+                if tensor.get_device().type not in SITE_DEVICES or not all(
+                    str(extent).isdigit() for extent in sizes + strides
+                ):
+                    return ""
+                layouts.append(f"{sizes} {strides} {tensor.get_dtype()} {tensor.get_device()}")
+            facts = (str(op), self.unflatten_args(layouts, self.constant_args), self.kwargs)
+            return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    return SiteKernel
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hadamard_fx import compat
 
-from . import ahead
+from . import ahead, workspace
+from .replay import launched
 
 __all__ = ["Launch"]
 
@@ -33,16 +34,24 @@ class Launch:
         values: numbers and constants, the parameters behind the tensors.
         options: Triton's, ``num_warps`` for instance.
         loose: how many tensors, the last ones, may start anywhere.
+        descriptors: the kernel makes tensor descriptors, which need memory.
     """
 
     def __init__(
-        self, kernel: Any, programs: int, values: tuple[Any, ...], options: Mapping[str, Any], loose: int = 0
+        self,
+        kernel: Any,
+        programs: int,
+        values: tuple[Any, ...],
+        options: Mapping[str, Any],
+        loose: int = 0,
+        descriptors: bool = False,
     ) -> None:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
         self.values = values
         self.options = dict(options)
         self.loose = loose
+        self.descriptors = descriptors
         self.compiled: dict[int, Callable[..., None]] = {}
 
     def __call__(self, *tensors: Tensor) -> None:
@@ -50,16 +59,32 @@ class Launch:
         if compat.is_fake(tensors[0]):
             ahead.submit(self.kernel, (*tensors, *self.values), self.options, tensors[0].device)
             return
+        launched(self, tensors)
+        if self.descriptors:
+            _lend_descriptors()
         addresses = [tensor.data_ptr() for tensor in tensors]
         together = 0
         for address in addresses[: len(addresses) - self.loose]:
             together |= address
         device = tensors[0].get_device()
         run = self.compiled.get(device)
-        if run is None or together % 16 or device != torch.cuda.current_device():
+        if run is None or together % 16 or device != compat.current_device():
             self._through_triton(tensors, keep=together % 16 == 0)
         else:
             run(*addresses, *self.values)
+
+    def again(self, device: int) -> Callable[..., None] | None:
+        """The launch on addresses, all multiples of 16 but for the last ``loose``; None before the first launch."""
+        run, values, descriptors = self.compiled.get(device), self.values, self.descriptors
+        if run is None:
+            return None
+
+        def launch(*addresses: int) -> None:
+            if descriptors:
+                _lend_descriptors()
+            run(*addresses, *values)
+
+        return launch
 
     def _through_triton(self, tensors: tuple[Tensor, ...], keep: bool) -> None:
         if not tensors[0].is_cuda:  # the interpreter
@@ -76,3 +101,10 @@ class Launch:
         if keep:
             ahead.compare(self.kernel, (*tensors, *self.values), self.options, device, made)
             self.compiled[tensors[0].get_device()] = made[self.grid]
+
+
+def _lend_descriptors() -> None:
+    """Give Triton memory for descriptors. It asks per thread, and the backward has a thread of its own."""
+    import triton
+
+    triton.set_allocator(workspace.descriptors)
