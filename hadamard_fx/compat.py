@@ -10,7 +10,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 import torch.fx as fx
@@ -41,6 +41,7 @@ __all__ = [
     "cache_dir",
     "compile_fx",
     "exact_partition",
+    "expected_inductor_value",
     "forget_compiled",
     "fresh_fake_mode",
     "guard_at_least",
@@ -324,6 +325,14 @@ def inductor_options_of_mode(mode: str) -> dict[str, Any]:
 
 def known_inductor_option(name: str) -> bool:
     return name.replace("-", "_") in inductor_config.get_config_copy()
+
+
+def expected_inductor_value(name: str, value: object) -> str:
+    """What a setting takes, where ``value`` is of another type; ``""`` where it fits, as ``torch.compile`` judges."""
+    expected: Any = inductor_config.get_type(name.replace("-", "_"))  # type: ignore[attr-defined]
+    if get_origin(expected) is not None or isinstance(value, expected):
+        return ""
+    return getattr(expected, "__name__", str(expected))
 
 
 def load_cpp(source: str) -> ctypes.CDLL:
