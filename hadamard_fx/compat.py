@@ -187,6 +187,27 @@ def triton_cache_directory(device: int) -> str:
     return triton_cache_dir(device)
 
 
+def triton_launcher(made: Any, grid: tuple[int, int, int]) -> Callable[..., None]:
+    """What launches a compiled Triton kernel on a stream, as Inductor's code does: past what Triton gathers for
+    profilers on every launch, unless one has hooked in."""
+    from triton import knobs
+
+    run, function, metadata, runtime = made.run, made.function, made.packed_metadata, knobs.runtime
+    watched = made[grid]
+
+    def launch(stream: int, *arguments: int) -> None:
+        if _hooked(runtime.launch_enter_hook) or _hooked(runtime.launch_exit_hook):
+            watched(*arguments, stream=stream)
+        else:
+            run(*grid, stream, function, metadata, None, None, None, *arguments)
+
+    return launch
+
+
+def _hooked(hook: Any) -> bool:
+    return bool(getattr(hook, "calls", hook))
+
+
 def compile_threads() -> int:
     """How many threads or processes the user lets Inductor compile with (``TORCHINDUCTOR_COMPILE_THREADS``)."""
     from torch._inductor import config

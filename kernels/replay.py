@@ -34,7 +34,7 @@ class Launching(Protocol):
     """How many tensors, the last ones, may start anywhere."""
 
     def again(self, device: int) -> Callable[..., None] | None:
-        """The launch on addresses, on the current stream of a device; None before the first launch there."""
+        """The launch on a stream of a device and addresses; None before the first launch there."""
 
 
 @dataclass
@@ -185,8 +185,9 @@ class _Replay:
         for again in self.memory:
             tensors.append(again(first))
         addresses = [tensor.data_ptr() for tensor in tensors]
+        stream = compat.raw_stream(first.get_device()) if first.is_cuda else 0
         for run, pick in self.steps:
-            run(*pick(addresses))
+            run(stream, *pick(addresses))
         return results[0] if self.single else results
 
 

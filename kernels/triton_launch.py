@@ -51,8 +51,9 @@ class Launch:
         self.values = values
         self.options = dict(options)
         self.loose = loose
-        self.descriptors = descriptors
-        self.compiled: dict[int, Callable[..., None]] = {}
+        self.lend = _lend_descriptors if descriptors else None
+        self.compiled: dict[int, Any] = {}
+        """Triton's compiled kernel for each device."""
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch on the current stream of the tensors' device. Their dtypes are the same in every call."""
@@ -60,29 +61,30 @@ class Launch:
             ahead.submit(self.kernel, (*tensors, *self.values), self.options, tensors[0].device)
             return
         launched(self, tensors)
-        if self.descriptors:
-            _lend_descriptors()
+        if self.lend is not None:
+            self.lend()
         addresses = [tensor.data_ptr() for tensor in tensors]
         together = 0
         for address in addresses[: len(addresses) - self.loose]:
             together |= address
         device = tensors[0].get_device()
-        run = self.compiled.get(device)
-        if run is None or together % 16 or device != compat.current_device():
+        made = self.compiled.get(device)
+        if made is None or together % 16 or device != compat.current_device():
             self._through_triton(tensors, keep=together % 16 == 0)
         else:
-            run(*addresses, *self.values)
+            made[self.grid](*addresses, *self.values)
 
     def again(self, device: int) -> Callable[..., None] | None:
-        """The launch on addresses, all multiples of 16 but for the last ``loose``; None before the first launch."""
-        run, values, descriptors = self.compiled.get(device), self.values, self.descriptors
-        if run is None:
+        """The launch on a stream and addresses, multiples of 16 but for the last ``loose``; None before the first."""
+        made, values, lend = self.compiled.get(device), self.values, self.lend
+        if made is None:
             return None
+        run = compat.triton_launcher(made, self.grid)
 
-        def launch(*addresses: int) -> None:
-            if descriptors:
-                _lend_descriptors()
-            run(*addresses, *values)
+        def launch(stream: int, *addresses: int) -> None:
+            if lend is not None:
+                lend()
+            run(stream, *addresses, *values)
 
         return launch
 
@@ -100,7 +102,7 @@ class Launch:
         _LOG.debug("%s first launched, %.3f s", self.kernel.fn.__name__, time.perf_counter() - begin)
         if keep:
             ahead.compare(self.kernel, (*tensors, *self.values), self.options, device, made)
-            self.compiled[tensors[0].get_device()] = made[self.grid]
+            self.compiled[tensors[0].get_device()] = made
 
 
 def _lend_descriptors() -> None:

@@ -34,7 +34,7 @@ class Doubling:
             target[index] = 2 * source[index] + ctypes.c_int32.from_address(scratch).value
 
     def again(self, device: int) -> Callable[..., None] | None:
-        def launch(*addresses: int) -> None:
+        def launch(stream: int, *addresses: int) -> None:
             self.replayed += 1
             self.run(*addresses)
 
