@@ -145,7 +145,7 @@ def record(
         },
         "versions": _versions(),
         "commit": _commit(),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": _command(),
         "rows": list(rows),
         **(figures or {}),
     }
@@ -155,6 +155,15 @@ def record(
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     console.print(f"written to {os.path.relpath(path)}", highlight=False, soft_wrap=True)
     return path
+
+
+def _command() -> str:
+    """How to repeat it: as it was called, but for the folder of the results."""
+    arguments = list(sys.argv[1:])
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 
 def device_name(device: str) -> str:
