@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ FIRST_STEPS = 3
 """Steps that may still compile; what they take beyond the median is the compile time."""
 
 WARM_STEPS = FIRST_STEPS + 5
-"""Steps of each contender, thrown away, before the first seed: they compile, and tell how long a step takes."""
+"""Steps of each contender, thrown away, before the first seed: they compile."""
 
 _NUMBER = itertools.count()
 
@@ -141,26 +141,8 @@ def autocast(device: str, amp: bool) -> AbstractContextManager[Any]:
     return torch.autocast(device, torch.bfloat16) if amp else nullcontext()
 
 
-def train(
-    contenders: Sequence[Contender],
-    task: Task,
-    seeds: int,
-    device: str,
-    console: Console,
-    *,
-    minutes: float | None = None,
-    after_seed: Callable[[Task], None] = lambda task: None,
-) -> Task:
-    """Train every contender for every seed, a step of each in turn; returns the task as it was trained.
-
-    Args:
-        minutes: lower the steps of the task to what fits into this time, compilation included.
-        after_seed: is called when all contenders have finished a seed.
-
-    Raises:
-        ValueError: compilation alone takes longer than ``minutes``.
-    """
-    begin = time.perf_counter()
+def train(contenders: Sequence[Contender], task: Task, seeds: int, device: str, console: Console) -> None:
+    """Train every contender for every seed, a step of each in turn."""
     columns = (SpinnerColumn(), "{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with (
         _own_caches() as caches,
@@ -173,14 +155,10 @@ def train(
             _cold_caches(caches / str(number), device)
             _compile(contender, task, device)
             progress.update(row, advance=WARM_STEPS)
-        if minutes is not None:
-            task = _shortened(task, contenders, seeds, 60 * minutes - (time.perf_counter() - begin))
         progress.reset(row, total=task.steps * seeds)
         for seed in range(seeds):
             for text in _seed(contenders, task, seed, device):
                 progress.update(row, advance=1, description=f"seed {seed}, loss: {text}")
-            after_seed(task)
-    return task
 
 
 def _seed(contenders: Sequence[Contender], task: Task, seed: int, device: str) -> Iterator[str]:
@@ -225,15 +203,3 @@ def _cold_caches(folder: Path, device: str) -> None:
     clear_caches()
     x = torch.ones(64, 64 + next(_NUMBER), device=device, requires_grad=True)  # dynamo has no code for this size yet
     torch.compile(lambda x: (x @ x.T).sin().sum(), dynamic=False)(x).backward()
-
-
-def _shortened(task: Task, contenders: Sequence[Contender], seeds: int, seconds: float) -> Task:
-    """The task with as many steps, a multiple of ten and at most its own, as fit into the time that is left."""
-    per_step = sum(contender.step_seconds for contender in contenders)
-    affordable = int(seconds / (per_step * seeds)) // 10 * 10
-    if affordable < 10:
-        raise ValueError(
-            f"{seconds:.0f} s are left after compilation, not enough for ten steps of {seeds} seeds of "
-            f"{len(contenders)} contenders: allow more minutes, or name fewer contenders"
-        )
-    return replace(task, steps=min(task.steps, affordable))
