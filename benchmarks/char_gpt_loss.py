@@ -38,7 +38,7 @@ EXPERIMENT = Experiment(
     name="char_gpt_loss",
     figure="held-out loss, nats per character",
     higher=False,
-    contenders="exact,hot,hot+grad_weight.rank=16,hot+forward=hadamard8,luq,low_pass,int8,int4",
+    contenders="exact,hot,hot+grad_weight.rank=16,hot+forward=hadamard8,hot-repo,luq,low_pass,int8,int4",
     task=sized,
     outer={"head": "exact"},
     why_no_grid="LBP-WHT keeps low frequencies of the grid that the tokens of an image make up; a text has no grid",

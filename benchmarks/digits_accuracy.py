@@ -49,7 +49,7 @@ EXPERIMENT = Experiment(
     name="digits_accuracy",
     figure="test accuracy, %",
     higher=True,
-    contenders="exact,hot,hot+,hot+forward=hadamard8,luq,low_pass,int8,int4",
+    contenders="exact,hot,hot+,hot+forward=hadamard8,hot-repo,luq,low_pass,int8,int4",
     task=sized,
     outer=OUTER_EXACT,
     grid=grid,
