@@ -1,4 +1,4 @@
-"""Trainings from scratch: the data's split, the judgement, whole quick runs, and the page that shows them."""
+"""Trainings from scratch and by adapters: data, judgement, whole quick runs, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import accuracy_page  # noqa: E402  scripts, no package: found on the path only
 import char_gpt_loss  # noqa: E402
 import digits_accuracy  # noqa: E402
+import lora  # noqa: E402
 from _contenders import Unavailable  # noqa: E402
 from _curves import curves  # noqa: E402
 from _from_scratch import Outcome, judged, settings  # noqa: E402
@@ -156,6 +157,21 @@ def test_quick_run_and_its_page(name, tmp_path):
     (picture,) = (docs / "accuracy").glob("*.svg")
     words = " ".join(element.text or "" for element in ElementTree.parse(picture).iter(f"{SVG}text"))
     assert all(contender in words for contender in names)
+
+
+def test_quick_memory_of_adapters(tmp_path):
+    assert lora.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    found = {(row["training"], row["contender"]): row for row in rows}
+    assert len(found) == 5 and not any(row["did not run"] for row in rows)
+    saved = {key: row["saved for backward, MiB"] for key, row in found.items()}
+    assert saved["adapters", "inductor"] < saved["whole", "inductor"]
+    assert saved["whole", "hot"] < saved["whole", "inductor"]
+    assert saved["adapters", "hot"] < saved["adapters", "inductor"]
+    for training in ("whole", "adapters"):
+        losses = [row["first loss"] for (kind, _), row in found.items() if kind == training]
+        assert max(losses) - min(losses) < 1e-3, "all start from the same weights"
 
 
 def test_who_ends_far_away_is_named_below_the_picture():
