@@ -7,6 +7,7 @@ most two standard errors of it, √(s₁²/n + s₂²/n), which is stricter than
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -218,7 +219,8 @@ def _report(
 def _in_process(name: str, arguments_of_child: Sequence[str]) -> Outcome:
     """Measure one contender in a process of its own."""
     command = [sys.executable, sys.argv[0], *arguments_of_child, "--child", name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    few = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "4"}  # of each process, and there are many
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=few)
     if done.returncode:
         raise RuntimeError(f"the process of {name} ended with {done.returncode}; its messages are above")
     return Outcome(**json.loads(done.stdout.splitlines()[-1]))

@@ -174,6 +174,27 @@ def test_quick_memory_of_adapters(tmp_path):
         assert max(losses) - min(losses) < 1e-3, "all start from the same weights"
 
 
+def test_contenders_in_processes_of_their_own(monkeypatch, tmp_path):
+    """The parent hands its arguments down, reads the last line of each child, and outlives one that fails."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import json, sys\n"
+        "name = sys.argv[sys.argv.index('--child') + 1]\n"
+        "if name == 'hot': sys.exit(3)\n"
+        "assert sys.argv[1:3] == ['--quick', '--device']\n"
+        "print('compiling')\n"
+        "print(json.dumps(dict(name=name, steps=[1, 2], curves=[[3.0, 2.0 + len(name)]] * 2, training_losses=[1.0] * 2,"
+        " step_seconds=0.1, saved_bytes=1)))\n"
+    )
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    arguments = ["--quick", "--device", "cpu", "--jobs", "3", "--contenders", "exact,hot,luq", "--out", str(tmp_path)]
+    assert char_gpt_loss.main(arguments) == 1
+    (path,) = tmp_path.glob("*.json")
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert [(row["contender"], row["mean"]) for row in data["rows"]] == [("exact", 7.0), ("luq", 5.0)]
+    assert "ended with 3" in data["did not run"]["hot"] and data["processes at a time"] == 3
+
+
 def test_who_ends_far_away_is_named_below_the_picture():
     data = {"figure": "loss", "seeds": 2, "device": "a device", "date": "today", "steps": [1, 2, 3]}
     near = {"exact": [[3.0, 2.0, 1.0], [3.1, 2.1, 1.1]], "hot": [[3.0, 2.0, 1.2], [3.1, 2.1, 1.3]]}
