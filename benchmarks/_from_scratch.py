@@ -12,9 +12,10 @@ import statistics
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from _common import arguments, record, write
@@ -159,35 +160,42 @@ def run(experiment: Experiment, description: str | None, argv: Sequence[str] | N
         print(json.dumps(asdict(measure(options.child, experiment, options))))
         return 0
     names = options.contenders.split(",")
-    arguments_of_child = list(sys.argv[1:] if argv is None else argv)
-    jobs = options.jobs or (1 if options.device == "cpu" else len(names))
-
-    def measured(name: str) -> Outcome:
-        settings(name, experiment, options)  # fails here, with its reason, where there is no such contender
-        if jobs == 1:
-            return measure(name, experiment, options)
-        return _in_process(name, arguments_of_child)
-
+    options.jobs = options.jobs or (1 if options.device == "cpu" else len(names))
     found: dict[str, Outcome] = {}
     reasons: dict[str, str] = {}
     fine = True
-    with ThreadPoolExecutor(jobs) as pool:
-        waiting = {pool.submit(attempt, lambda name=name: measured(name)): name for name in names}
-        for done in as_completed(waiting):
-            outcome, reason, expected = done.result()
-            fine &= expected
-            if outcome is None:
-                reasons[waiting[done]] = reason
-                print(f"{waiting[done]}: {reason}", file=sys.stderr, flush=True)
-            else:
-                found[waiting[done]] = outcome
-            if names[0] in found:  # a run that is cut off leaves what it has
-                write(experiment.name, options, *_report(experiment, options, names, found, reasons, jobs))
+    for name, (outcome, reason, expected) in _all(names, experiment, options, argv):
+        fine &= expected
+        if outcome is None:
+            reasons[name] = reason
+            print(f"{name}: {reason}", file=sys.stderr, flush=True)
+        else:
+            found[name] = outcome
+        if names[0] in found:  # a run that is cut off leaves what it has
+            write(experiment.name, options, *_report(experiment, options, names, found, reasons))
     if names[0] not in found:
         print(f"{names[0]} did not run, there is nothing to compare with", file=sys.stderr)
         return 1
-    record(experiment.name, options, *_report(experiment, options, names, found, reasons, jobs))
+    record(experiment.name, options, *_report(experiment, options, names, found, reasons))
     return 0 if fine else 1
+
+
+def _all(
+    names: Sequence[str], experiment: Experiment, options: Namespace, argv: Sequence[str] | None
+) -> Iterator[tuple[str, tuple[Outcome | None, str, bool]]]:
+    """Every contender with what ``attempt`` says of it, as they finish."""
+    arguments_of_child = list(sys.argv[1:] if argv is None else argv)
+
+    def measured(name: str) -> Outcome:
+        settings(name, experiment, options)  # fails here, with its reason, where there is no such contender
+        if options.jobs == 1:
+            return measure(name, experiment, options)
+        return _in_process(name, arguments_of_child)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        waiting = {pool.submit(attempt, partial(measured, name)): name for name in names}
+        for done in as_completed(waiting):
+            yield waiting[done], done.result()
 
 
 def _report(
@@ -196,7 +204,6 @@ def _report(
     names: Sequence[str],
     found: Mapping[str, Outcome],
     reasons: Mapping[str, str],
-    jobs: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows and figures for the record."""
     outcomes = [found[name] for name in names if name in found]
@@ -207,7 +214,7 @@ def _report(
         "judgement": JUDGEMENT,
         "sizes": {**sizes, "steps": task.steps},
         "seeds": options.seeds,
-        "processes at a time": jobs,
+        "processes at a time": options.jobs,
         "did not run": dict(reasons),
         "steps": outcomes[0].steps,
         "curves": {outcome.name: outcome.curves for outcome in outcomes},

@@ -103,3 +103,19 @@ def test_zeros_and_nothing():
 def test_bad_arguments(settings, words):
     with pytest.raises(ValueError, match=words):
         quantize_kept.fake(torch.zeros(4, 32), None, *settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_same_integers_on_a_gpu(case):
+    """The transform adds in the same order; only the sums behind SAWB's moments may differ in the last bits."""
+    shape, order, *settings = case
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    seed = torch.tensor(77) if settings[-1] == "stochastic" else None
+    expected, expected_scale = OP(x, seed, order, *settings)
+    q, scale = OP(x.cuda(), None if seed is None else seed.cuda(), order, *settings)
+    torch.testing.assert_close(scale.cpu(), expected_scale, rtol=1e-6, atol=0)
+    differing = (q.cpu().int() - expected.int()).abs()
+    assert differing.max() <= 1
+    assert differing.count_nonzero() <= max(1, q.numel() * 1e-4)
