@@ -69,8 +69,8 @@ class ClippedGradInput(Scheme):
             raise SchemeError(f"{self.kind}: order must be from 2 to 128, got {self.order}")
 
     def __str__(self) -> str:
-        weight = f"w {self.weight_bits} bits {self.range}"
-        return f"hadamard-{self.order}, g {self.bits} bits per {self.scale} {self.rounding}, {weight}"
+        bits = f"g {self.bits} and w {self.weight_bits} bits"
+        return f"hadamard-{self.order} {bits}, per {self.scale}, g {self.rounding}, w {self.range}"
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,6 @@ class ClippedGradWeight(Scheme):
         _check(self.kind, {"bits": self.bits, "input_bits": self.input_bits}, choices, self.order)
 
     def __str__(self) -> str:
-        block = {None: "largest order", 1: "no transform"}.get(self.order, f"order {self.order}")
-        rows = f"{self.rows} of rows" if self.rows == "triangle" else "all rows"
-        return f"{block}, {rows}, g {self.bits} bits {self.rounding}, x {self.input_bits} bits {self.range}"
+        block = {None: "the largest order", 1: "1, no transform"}.get(self.order, f"{self.order}")
+        bits = f"g {self.bits} and x {self.input_bits} bits"
+        return f"{self.rows} of {block}, {bits}, per tensor, g {self.rounding}, x {self.range}"

@@ -9,6 +9,7 @@ import statistics
 import sys
 import xml.etree.ElementTree as ElementTree
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from _contenders import Unavailable  # noqa: E402
 from _curves import curves  # noqa: E402
 from _from_scratch import Outcome, judged, settings  # noqa: E402
 
+from examples import char_gpt  # noqa: E402
 from examples.char_gpt import SIZES, CharGPT, batches  # noqa: E402
 from examples.library_source import VOCABULARY, characters, library_source  # noqa: E402
 from examples.side_by_side import Contender, Task, train  # noqa: E402
@@ -193,6 +195,17 @@ def test_contenders_in_processes_of_their_own(monkeypatch, tmp_path):
     data = json.loads(path.read_text(encoding="utf-8"))
     assert [(row["contender"], row["mean"]) for row in data["rows"]] == [("exact", 7.0), ("luq", 5.0)]
     assert "ended with 3" in data["did not run"]["hot"] and data["processes at a time"] == 3
+
+
+def test_the_example_trains_both(monkeypatch, capsys):
+    if "hadamard" not in torch._dynamo.list_backends():
+        pytest.skip("needs the installed package: torch finds the backend by its entry point")
+    monkeypatch.setitem(SIZES, "cpu", replace(char_gpt_loss.QUICK, steps=30))
+    assert char_gpt.main(["--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["inductor", "hadamard"]
+    losses = [float(line.split()[1]) for line in lines]
+    assert max(losses) < math.log(VOCABULARY) - 1, "both know more than that there are 128 characters"
 
 
 def test_who_ends_far_away_is_named_below_the_picture():
