@@ -75,6 +75,8 @@ class Gemm:
         weight: name of the parameter that the layer multiplies with, ``""`` for activation products.
         frozen: the parameter needs no gradient.
         held: the saved operand lives until the backward for another reader or the caller; no product saves it.
+        sequence: tokens of one sequence or image of the saved operand, where the tokens of several are contracted; 0
+            where there is but one axis of tokens, or their number varies.
         source: the user's source line.
     """
 
@@ -95,6 +97,7 @@ class Gemm:
     frozen: bool = False
     held: bool = False
     source: str = ""
+    sequence: int = 0
 
     @property
     def saved(self) -> str:

@@ -7,6 +7,7 @@ placeholder, so it is the weight" would be wrong: a first layer's x is a placeho
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ import torch.fx as fx
 from hadamard_fx import compat
 from hadamard_fx.plan import Gemm, Role, Size
 
-from .joint_graph import JointGraph, module_of, source_line, strip_transpose, strip_views, value
+from .joint_graph import RESHAPES, JointGraph, module_of, source_line, strip_transpose, strip_views, value
 
 aten = torch.ops.aten
 
@@ -45,7 +46,10 @@ class FindGemms:
         partners = _Partners(joint, forward)
         gemms = {node: forward[node] if node in forward else partners.describe(node) for node in products}
         weights = frozenset(node.name for node, gemm in gemms.items() if gemm.role is Role.GRAD_WEIGHT)
-        return tuple(replace(gemm, held=_held(joint, node, gemm, weights)) for node, gemm in gemms.items())
+        return tuple(
+            replace(gemm, held=_held(joint, node, gemm, weights), sequence=_sequence(node, gemm))
+            for node, gemm in gemms.items()
+        )
 
 
 def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, weights: frozenset[str]) -> bool:
@@ -53,6 +57,21 @@ def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, weights: frozenset[str])
         return False
     left, right = operands(node)
     return joint.held(right if gemm.gradient == "left" else left, weights)
+
+
+def _sequence(node: fx.Node, gemm: Gemm) -> int:
+    """The tokens behind the first axis of the tensor that a product of all of them flattens, 0 where none is known."""
+    if gemm.role is not Role.GRAD_WEIGHT:
+        return 0
+    left, right = operands(node)
+    flat = strip_transpose(right if gemm.gradient == "left" else left)[0]
+    if flat.target not in RESHAPES:
+        return 0
+    shape, channels = value(flat.all_input_nodes[0]).shape, value(flat).shape[-1]
+    tokens = shape[1:-1]
+    if not tokens or shape[-1] != channels or not all(isinstance(extent, int) for extent in tokens):
+        return 0
+    return math.prod(tokens)
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
