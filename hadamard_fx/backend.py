@@ -8,7 +8,8 @@ of the same facts.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +26,17 @@ from .policy import Policy
 from .report import history
 
 Compiled = Callable[..., Any]
+
+LONG = 8
+"""Bits of a number of tokens from which on no scheme finds it too short: blocks have 128 at most."""
+
+REGIONS = (
+    "the model has regions that are compiled by themselves (torch.compiler.nested_compile_region), into which this "
+    "backend does not look: the whole graph is left exact. Without the decorator it is rewritten"
+)
+
+HOOKS = ("joint_custom_pre_pass", "custom_partitioner_fn")
+"""Of Inductor, taken by this backend, which composes them with the user's own."""
 
 
 def hadamard(
@@ -68,7 +80,12 @@ def compile_graph(
     profile = profile_for(device_type(example_inputs), policy.device_profile)
     pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None, records_graphs=graphs)
     key = _graph_key(gm, example_inputs, pipeline)
-    patches = {**_mode_patches(mode), **_inductor_patches(policy), **_hooks(pipeline)}
+    patches = {**_mode_patches(mode), **_inductor_patches(policy)}
+    if compat.nested_regions(gm.graph):
+        # Hooks would run for each region by itself, whose inputs are not those of the graph.
+        pipeline.leave_alone(REGIONS)
+    else:
+        patches |= _hooks(pipeline)
     arguments: dict[str, Any] = {}
     if inner_compile is not None:  # what it makes is no code that torch's caches could keep
         arguments["inner_compile"] = inner_compile
@@ -100,6 +117,10 @@ def _mode_patches(mode: str | None) -> dict[str, Any]:
 def _inductor_patches(policy: Policy) -> dict[str, Any]:
     patches = dict(policy.inductor)
     for name, value in patches.items():
+        if name in HOOKS:
+            raise OptionError(
+                f"options['inductor']: {name!r} is a hook: set it on torch._inductor.config, and it runs before ours"
+            )
         if not compat.known_inductor_option(name):
             raise OptionError(f"options['inductor']: torch._inductor.config has no setting {name!r}")
         expected = compat.expected_inductor_value(name, value)
@@ -136,14 +157,35 @@ def _digest(pipeline: Pipeline) -> str:
 def _graph_key(gm: fx.GraphModule, example_inputs: Sequence[Any], pipeline: Pipeline) -> str:
     """A name for this compilation that is the same in every process."""
     tensors = [
-        (tuple(map(str, v.shape)), tuple(map(str, v.stride())), str(v.dtype), str(v.device), v.requires_grad)
+        (_extents(v.shape), _extents(v.stride()), str(v.dtype), str(v.device), v.requires_grad)
         if isinstance(v, torch.Tensor)
         else type(v).__name__
-        for v in example_inputs
+        for v in map(_as_traced, gm.graph.find_nodes(op="placeholder"), example_inputs)
     ]
+    sizes = {compat.symbol(size): compat.lookup_hint(size) for size in _dynamic(gm)}
+    # Decisions differ between short and long ones, each guarded: see passes/guard_sizes.py.
+    length = min(math.prod(sizes.values()).bit_length(), LONG)
     code = "\n".join(line.partition("#")[0].rstrip() for line in gm.code.splitlines())
-    facts = (_digest(pipeline), code, repr(tensors), str(torch.is_grad_enabled()))
+    facts = (_digest(pipeline), code, repr(tensors), str(length), compat.compilation_state())
     return hashlib.sha256("\0".join(facts).encode()).hexdigest()
+
+
+def _dynamic(gm: fx.GraphModule) -> Iterator[torch.SymInt]:
+    """The sizes of inputs that are no numbers."""
+    for placeholder in gm.graph.find_nodes(op="placeholder"):
+        traced = placeholder.meta.get("example_value")
+        sizes = traced.shape if isinstance(traced, torch.Tensor) else [traced]
+        yield from (size for size in sizes if isinstance(size, torch.SymInt) and not compat.symbol(size).isdigit())
+
+
+def _as_traced(placeholder: fx.Node, given: Any) -> Any:
+    """An input as dynamo traced it, with dynamic sizes, where it says so."""
+    return placeholder.meta.get("example_value", given)
+
+
+def _extents(sizes: Sequence[int | torch.SymInt]) -> tuple[str, ...]:
+    """Numbers, and dynamic sizes as expressions: their values are those of one call."""
+    return tuple(compat.symbol(size) or str(size) for size in sizes)
 
 
 def _uuid_of(hook: Any) -> tuple[bool, Any]:

@@ -32,7 +32,7 @@ _TABLES = tuple(key for key in DEFAULTS if key in ("grad_input", "grad_weight", 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code. ``--help``, ``--version`` and wrong arguments raise ``SystemExit``."""
     arguments = _parser().parse_args(argv)
-    people = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH)
+    people = Console(stderr=True, width=None if sys.stderr.isatty() else WIDTH, emoji=False)
     try:
         code: int = arguments.run(arguments, people)
         return code

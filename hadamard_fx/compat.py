@@ -39,12 +39,13 @@ __all__ = [
     "any_number_of_compilations",
     "arguments",
     "cache_dir",
+    "compilation_state",
     "compile_fx",
     "exact_partition",
     "expected_inductor_value",
     "forget_compiled",
     "fresh_fake_mode",
-    "guard_at_least",
+    "guard_side",
     "inductor_options_of_mode",
     "input_descriptor",
     "input_position",
@@ -53,6 +54,7 @@ __all__ = [
     "load_cpp",
     "lookup_hint",
     "module_path",
+    "nested_regions",
     "placeholder_descriptor",
     "random_op",
     "seeds_op",
@@ -96,10 +98,11 @@ def lookup_hint(size: int | torch.SymInt) -> int:
     return 1 if hint is None else int(hint)
 
 
-def guard_at_least(size: int | torch.SymInt, least: int) -> None:
-    """Let the compiled code hold only where ``size`` is at least ``least``, as its hint is: smaller ones recompile."""
-    if isinstance(size, torch.SymInt) and not bool(size >= least):
-        raise AssertionError(f"the hint of {size} is below {least}")
+def guard_side(size: int | torch.SymInt, bound: int) -> None:
+    """Let the compiled code hold only where ``size`` is on the side of ``bound``, at least or below, on which its hint
+    is; others recompile. A size without a hint has no side."""
+    if isinstance(size, torch.SymInt) and size.node.has_hint():
+        bool(size >= bound)
 
 
 def symbol(size: int | torch.SymInt) -> str:
@@ -368,6 +371,20 @@ def load_cpp(source: str) -> ctypes.CDLL:
     return loaded
 
 
+def nested_regions(graph: fx.Graph) -> int:
+    """How often a captured graph calls a region that ``torch.compiler.nested_compile_region`` compiles by itself."""
+    return len(graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph))
+
+
+def compilation_state() -> str:
+    """What torch's caches look at beside graph and inputs: the compiler's settings, and autocast around the call."""
+    from torch._functorch import config as functorch_config
+
+    casts = [(kind, str(torch.get_autocast_dtype(kind))) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    hashes = [config.get_hash() for config in (functorch_config, inductor_config)]
+    return repr((hashes, casts, torch.is_grad_enabled()))
+
+
 def user_hook(name: str) -> Any:
     """The hook that the user has set in ``torch._inductor.config`` (``None`` when there is none)."""
     return getattr(inductor_config, name, None)
@@ -378,7 +395,9 @@ def module_path(stack_entry: str) -> str:
     parts = re.findall(r"\['([^']*)'\]|\[(\d+)\]|\.?([A-Za-z_0-9]+)", stack_entry)
     names = [next(filter(None, part), "") for part in parts]
     if names and names[0] in ("L", "G"):
-        names = names[2:]
+        # Behind a decorator the model is the first of *args, whatever they are called.
+        first = re.match(r"\w\['\w+'\]\[0\]", stack_entry)
+        names = names[3:] if first else names[2:]
     if "cell_contents" in names:  # a model that a closure holds
         names = names[names.index("cell_contents") + 1 :]
     return ".".join(name for name in names if name not in ("_modules", "_parameters", "_buffers", "_orig_mod"))

@@ -114,7 +114,7 @@ class JointGraph:
                 facts = self.facts(node)
                 if facts.parameter or facts.buffer:
                     sources[node] = frozenset({node}) if facts.parameter else frozenset()
-            elif node.op != "output" and all(operand in sources for operand in node.all_input_nodes):
+            elif node.op != "output" and not _drawn(node) and all(n in sources for n in node.all_input_nodes):
                 sources[node] = frozenset().union(*(sources[operand] for operand in node.all_input_nodes))
         return sources
 
@@ -198,6 +198,11 @@ class JointGraph:
     @property
     def training(self) -> bool:
         return bool(self.tangent_closure)
+
+
+def _drawn(node: fx.Node) -> bool:
+    """Random numbers of the user's model: they may well be tokens."""
+    return isinstance(node.target, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in node.target.tags
 
 
 def value(node: fx.Node) -> torch.Tensor:

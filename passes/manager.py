@@ -44,12 +44,14 @@ from .find_producers import FindProducers
 from .foreseen_bytes import ForeseenBytes, copy_of
 from .fuse_producers import FuseProducers
 from .graph_record import GraphRecord, record_nodes
+from .guard_sizes import guard_sizes
 from .identity import Identity, identify
 from .joint_graph import GraphInput, JointGraph, module_of
 from .liveness import peak_bytes
 from .one_read import FindOneReads
 from .order import Placed, in_order, unknown_neighbours
 from .partition import Partitioner, SavedTensor, partition, saved_tensors
+from .products_elsewhere import products_elsewhere
 from .read_twice import ReadTwice
 from .registry import PASSES, active
 from .rewrite import RewriteGemms
@@ -75,6 +77,7 @@ class Pipeline:
         saved_exact: what it would keep with every product left alone.
         fusible: types of the devices whose kernels evaluate producers.
         fusions: what became of the producers of the tensors that are quantised.
+        elsewhere: which products are not looked at, in a sentence.
         records_graphs: keep all nodes of the joint graph before and after the passes; they are many.
         graphs: those nodes.
     """
@@ -88,6 +91,7 @@ class Pipeline:
     saved_exact: tuple[SavedTensor, ...] | None = None
     fusible: frozenset[str] = frozenset({"cuda"})
     fusions: tuple[Fusion, ...] = ()
+    elsewhere: str = ""
     records_graphs: bool = False
     graphs: GraphRecord | None = None
     calibration: Calibration | None = field(init=False, repr=False)
@@ -115,7 +119,11 @@ class Pipeline:
         """What a user should know about the passes, a sentence each."""
         rebuilt = self.plan is not None and self.plan.activation_budget < 1
         of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
-        return (*of_passes, REBUILT) if rebuilt else of_passes
+        return (*filter(None, (self.elsewhere,)), *of_passes, *((REBUILT,) if rebuilt else ()))
+
+    def leave_alone(self, reason: str) -> None:
+        """Have no pass run; the report gives the reason."""
+        self.plan, self.elsewhere = Plan((), self.profile.name, False, self.policy.settings), reason
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
         """Decide on every product of a joint or inference graph and rewrite it in place.
@@ -180,6 +188,7 @@ class Pipeline:
 
     def _find(self, state: State) -> dict[str, Any]:
         state.gemms = FindGemms().analyse(state.joint)
+        self.elsewhere = products_elsewhere(state.joint.graph)
         return {"products": len(state.gemms)}
 
     def _choose(self, state: State) -> dict[str, Any]:
@@ -189,6 +198,7 @@ class Pipeline:
         chosen = chooser.choose(state.gemms, reads, kept)
         facts = (self.profile.name, state.part == "joint", self.policy.settings)
         state.plan = Plan(chosen.decisions, *facts, chosen.activation_budget)
+        guard_sizes(state.joint, state.plan)
         return dict(summary(result_errors(state.joint, state.plan, self.calibration)))
 
     def _rewrite(self, state: State) -> dict[str, int]:

@@ -43,6 +43,10 @@ class SchemeRule(ABC):
         """Why the scheme may not compute this product; ``""`` when it may."""
         return "" if gemm.role in self.roles else f"{scheme.kind} does not apply to a product of role {gemm.role.value}"
 
+    def least_contracted(self, scheme: Any) -> int:
+        """The shortest contraction, K, that ``illegal`` allows; 0 where it does not ask for its length."""
+        return 0
+
     def note(self, scheme: Any, gemm: Gemm) -> str:
         """What a person should know of the choice, for its reason; ``""`` for nothing."""
         return ""

@@ -68,7 +68,7 @@ def _header(report: Report) -> Text:
 def _totals(report: Report) -> RenderableType:
     decisions, rewritten = report.plan.decisions, report.plan.rewrites()
     if not decisions:
-        return Text("The graph has no matrix product.")
+        return Text("No matrix product was found that this backend looks at.")
     table = Table.grid(padding=(0, 2))
     table.add_row("products", f"{len(rewritten)} of {len(decisions)} rewritten")
     ratio = f"  ({report.seconds / report.exact_seconds:.2f}× the time)" if report.exact_seconds else ""

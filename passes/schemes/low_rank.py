@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.fx as fx
 
-from hadamard_fx import compat
 from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.cost_model.work import Sizes, Work, launch
 from hadamard_fx.kernels import compress_tokens, quantize_both, quantized_mm
@@ -53,9 +52,13 @@ class LowRankRule(SchemeRule):
         return tuple(replace(scheme, group=group) for group in groups)
 
     def illegal(self, scheme: LowRank, gemm: Gemm) -> str:
-        if gemm.K.hint < scheme.order and scheme.rank < scheme.order:
+        reason = super().illegal(scheme, gemm) or why_not_quantised(gemm)
+        if not reason and gemm.K.hint < self.least_contracted(scheme):
             return f"{gemm.K.hint} tokens do not fill a block of {scheme.order}: a rank cut would shrink their sum"
-        return super().illegal(scheme, gemm) or why_not_quantised(gemm)
+        return reason
+
+    def least_contracted(self, scheme: LowRank) -> int:
+        return scheme.order if scheme.rank < scheme.order else 0
 
     def works(self, scheme: LowRank, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:
         tokens, size, group = sizes.k, itemsize(gemm), scheme.group or 0
@@ -122,8 +125,6 @@ class LowRankRule(SchemeRule):
         backward: bool,
         sums: bool = False,
     ) -> tuple[fx.Node, ...]:
-        if scheme.rank < scheme.order:  # as ``illegal`` says of the hint; fewer tokens are another graph
-            compat.guard_at_least(value(tokens_first).shape[0], scheme.order)
         kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0, sums)
         call = editor.call(load()["compress_tokens"].op, (tokens_first, seed, *kept), node, backward=backward)
         parts = editor.results(call, 3 if sums else 2)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from harness import gradients, ratio, traced
 from torch import nn
 
-from hadamard_fx.plan import Role
+import hadamard_fx
+from hadamard_fx.plan import Decision, Role
+from hadamard_fx.report import Report
 from hadamard_fx.scheme import Exact, LowRank
 
 HOT = {"profile": "hot", "grad_input": {"bits": 8, "rounding": "nearest"}}
@@ -159,3 +166,118 @@ def test_the_projection_inside_multihead_attention_has_its_own_name() -> None:
     compiled, trace = traced(module, HOT)
     gradients(compiled, module, torch.randn(2, 20, 32, requires_grad=True))
     assert "mixer.out_proj" in {d.gemm.layer for d in trace.decisions}
+
+
+def compiled_report(run: Callable[..., torch.Tensor], *inputs: torch.Tensor, **settings: Any) -> tuple[Report, str]:
+    """The report of one training step, and all that was warned of."""
+    torch._dynamo.reset()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        compiled = torch.compile(run, backend="hadamard", options={"profile": "hot", **settings})
+        compiled(*inputs).float().square().mean().backward()
+    return hadamard_fx.reports()[-1], "\n".join(str(warning.message) for warning in caught)
+
+
+def rewritten(report: Report, role: Role) -> list[Decision]:
+    return [decision for decision in report.plan.rewrites() if decision.gemm.role is role]
+
+
+def test_an_op_that_returns_nothing_is_in_nobodys_way() -> None:
+    layer = nn.Linear(32, 32)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        torch._assert_async(x.sum() < 1e9, "too large")
+        return layer(x)
+
+    report, _ = compiled_report(run, torch.randn(64, 32))
+    assert len(rewritten(report, Role.GRAD_WEIGHT)) == 1
+
+
+def test_a_short_batch_decides_for_short_batches_only() -> None:
+    module = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64))
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="hadamard", options={"profile": "hot"})
+    found = []
+    for tokens in (256, 192, 10, 192, 320, 9):
+        before = len(hadamard_fx.reports())
+        compiled(torch.randn(tokens, 64)).square().mean().backward()
+        found += [(tokens, len(rewritten(r, Role.GRAD_WEIGHT))) for r in hadamard_fx.reports()[before:]]
+    assert found == [(256, 2), (192, 2), (10, 0)], "320 tokens run what was compiled for 192, 9 what was for 10"
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, backend="hadamard", options={"profile": "hot"}, dynamic=True)
+    found = []
+    for tokens in (10, 192):
+        compiled(torch.randn(tokens, 64)).square().mean().backward()
+        found.append((len(hadamard_fx.reports()), len(rewritten(hadamard_fx.reports()[-1], Role.GRAD_WEIGHT))))
+    assert found == [(1, 0), (2, 2)]
+
+
+def test_random_tensors_may_be_tokens() -> None:
+    first, second = nn.Linear(64, 128), nn.Linear(128, 32)
+    report, _ = compiled_report(lambda c: second(F.relu(first(torch.randn(256, 64)))) * c, torch.ones(1))
+    assert len(rewritten(report, Role.GRAD_WEIGHT)) >= 1 and len(rewritten(report, Role.GRAD_INPUT)) == 1
+
+
+def test_a_decorated_forward_changes_no_names() -> None:
+    def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*arguments: Any, **named: Any) -> Any:
+            return function(*arguments, **named)
+
+        return wrapper
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(64, 64)
+
+        @decorated
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x)
+
+    x = torch.randn(64, 64)
+    report, warned = compiled_report(Net(), x, overrides={"fc": {"grad_weight": {"rank": 4}}})
+    explained = hadamard_fx.explain(Net(), options={"profile": "hot"})(x).reports[0]
+    assert {d.gemm.layer for d in report.plan.decisions} == {d.gemm.layer for d in explained.plan.decisions} == {"fc"}
+    assert "matches no layer" not in warned
+    (decision,) = rewritten(report, Role.GRAD_WEIGHT)
+    assert isinstance(decision.scheme, LowRank) and decision.scheme.rank == 4
+
+
+def test_products_that_are_not_looked_at_are_named() -> None:
+    left, right = nn.Linear(64, 64), nn.Linear(64, 64)
+    report, warned = compiled_report(
+        lambda x: torch.cond(x.sum() > 0, left, right, (x,)), torch.randn(32, 64, requires_grad=True)
+    )
+    assert "the branches of cond" in warned and any("the branches of cond" in text for text in report.warnings)
+    assert "looks at" in report.text()
+
+
+def test_regions_that_are_compiled_by_themselves_are_left_exact_and_named() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(64, 96), nn.Linear(96, 64)
+
+        @torch.compiler.nested_compile_region
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.down(F.gelu(self.up(x)))
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks, self.head = nn.ModuleList(Block() for _ in range(3)), nn.Linear(64, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for block in self.blocks:
+                x = block(x)
+            return self.head(x)
+
+    module, x = Net(), torch.randn(128, 64)
+    exact = gradients(module, module, x)
+    report, warned = compiled_report(module, x)
+    assert not report.plan.decisions and "nested_compile_region" in warned
+    module.zero_grad()
+    found = gradients(torch.compile(module, backend="hadamard", options={"profile": "hot"}), module, x)
+    assert all(ratio(found[name], exact[name]) < 1e-5 for name in exact)
