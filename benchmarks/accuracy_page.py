@@ -31,7 +31,8 @@ INTRODUCTION = """\
 The same model under several contenders, which start from the same weights and see the same batches, seed by seed.
 Figures are tested with exact products whatever a contender trains with; the training loss, of the last tenth of the
 steps, is the contender's own. A contender is within noise of `exact` where the means differ by at most two standard
-errors, √(s₁²/n + s₂²/n), of their difference.
+errors, √(s₁²/n + s₂²/n), of their difference. The paired error is that of the differences seed by seed: where the
+difference is several of those, it is real, though smaller than what another seed changes.
 
 `python benchmarks/accuracy_page.py` makes this page from the newest file of each experiment and device in
 [benchmarks/results](RESULTS); edit none of it by hand.
@@ -80,13 +81,14 @@ def make(found: list[dict[str, Any]], results: str) -> dict[str, str]:
 
 def section(data: dict[str, Any]) -> str:
     """The table of one result, and who is missing."""
-    head = ("contender", data["figure"], "difference", "standard error", "verdict", "training loss")
+    head = ("contender", data["figure"], "difference", "standard error", "paired error", "verdict", "training loss")
     rows = [
         (
             f"`{row['contender']}`",
             f"{row['mean']:.4g} ± {row['standard deviation']:.2g}",
             f"{row['difference']:+.2g}" if row["verdict"] else "",
             f"{row['standard error']:.2g}" if row["verdict"] else "",
+            f"{row['paired standard error']:.2g}" if row["verdict"] else "",
             row["verdict"],
             f"{row['training loss']:.3g}",
         )

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this is a script of the checkout, not of the package
@@ -111,7 +111,13 @@ def contenders(kind: str) -> list[Contender]:
 
 def table(found: list[tuple[Contender, int]]) -> Table:
     """(contender, trained parameters) of all."""
-    made = Table("", "accuracy on mirrored digits", "trained parameters", "saved for backward", "median step")
+    made = Table(
+        Column("", no_wrap=True),
+        "accuracy on mirrored digits",
+        "trained parameters",
+        "saved for backward",
+        "median step",
+    )
     for contender, parameters in found:
         accuracy = f"{statistics.mean(contender.scores):.2f} %"
         saved, step = f"{contender.saved / 2**20:.1f} MiB", f"{contender.step_seconds * 1e3:.1f} ms"

@@ -115,6 +115,7 @@ def test_judgement():
     deviation = statistics.stdev([1.0, 1.1, 1.2])
     assert rows[1]["difference"] == pytest.approx(0.05)
     assert rows[1]["standard error"] == pytest.approx(math.sqrt(2 * deviation**2 / 3))
+    assert rows[1]["paired standard error"] == pytest.approx(0, abs=1e-9), "every seed is 0.05 higher"
     assert [row["verdict"] for row in rows] == ["", "within noise", "worse"]
     assert judged([base, outcome("high", 2.0, 2.1, 2.2)], higher=True)[1]["verdict"] == "better"
     assert judged([base, outcome("nan", math.nan, 1.0, 1.0)], higher=True)[1]["verdict"] == "diverged"

@@ -138,6 +138,7 @@ def test_wrong_names_and_ranks() -> None:
         adapt(model, rank=0)
 
 
+@pytest.mark.slow
 def test_the_example_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if "hadamard" not in torch._dynamo.list_backends():
         pytest.skip("needs the installed package: torch finds the backend by its entry point")

@@ -10,8 +10,12 @@ from harness import gradients, ratio, traced
 from torch import Tensor, nn
 
 import hadamard_fx
-from hadamard_fx.errors import SchemeError
+from hadamard_fx.errors import LawViolation, SchemeError
+from hadamard_fx.kernels.library import load
 from hadamard_fx.kernels.walsh import walsh_reference
+from hadamard_fx.passes.joint_graph import JointGraph
+from hadamard_fx.passes.laws import enforce
+from hadamard_fx.passes.manager import Pipeline
 from hadamard_fx.plan import Role
 from hadamard_fx.policy import Policy
 from hadamard_fx.published_code import ClippedGradInput, ClippedGradWeight
@@ -199,6 +203,25 @@ def test_selection_makes_g_w_four_bits_and_chooses_the_scale_of_g_x() -> None:
     gradients(off, module, x)
     assert all(d.scheme.scale == "tensor" for d in trace.of(Role.GRAD_INPUT))
     assert all(d.scheme.bits == 8 for d in trace.of(Role.GRAD_WEIGHT))
+
+
+def test_other_rows_on_one_side_break_a_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[LawViolation] = []
+    whole = Pipeline.rewrite_joint
+
+    def spoiled(pipeline: Pipeline, graph: torch.fx.Graph) -> None:
+        whole(pipeline, graph)
+        made = next(n for n in graph.nodes if n.target is load()["quantize_kept"].op and n.args[3] == "triangle")
+        before = made.args
+        made.args = (*before[:3], "all", *before[4:])
+        with pytest.raises(LawViolation) as raised:
+            enforce(JointGraph(graph, pipeline.inputs), pipeline.plan, "a pass under test")
+        caught.append(raised.value)
+        made.args = before
+
+    monkeypatch.setattr(Pipeline, "rewrite_joint", spoiled)
+    run(48, {"profile": "hot-repo"})
+    assert "same transform" in caught[0].law
 
 
 @pytest.mark.parametrize(
