@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -45,6 +46,13 @@ def show(rows: list[dict[str, Any]], title: str, console: Console) -> None:
         values = [row[name] for name in columns]
         table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in values))
     console.print(table)
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Of the file: what differs from the default run is in it, so that one run does not overwrite another."""
+    usual = {"dataset": "digits", "scenario": "class", "methods": METHODS_OF_HDQT, "products": DEFAULT, "model": None}
+    chosen = [str(getattr(options, name)) for name in usual if getattr(options, name) != usual[name]]
+    return "-".join(["class_incremental", *(re.sub(r"[^\w.]+", "_", text) for text in chosen)])
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -81,8 +89,9 @@ def main(argv: list[str] | None = None) -> int:
         console = Console(width=150)
     try:
         contenders = {label(name): contender(name) for name in options.products.split(",")}
-        chosen = (options.dataset, options.data, options.scenario, options.model, epochs, options.device)
-        experiment = Experiment.of(*chosen)
+        experiment = Experiment.of(
+            options.dataset, options.data, options.scenario, options.model, epochs, options.device
+        )
         rows = compare(experiment, options.methods.split(","), contenders, seeds, console)
     except HadamardError as error:
         print(f"class_incremental: {error}", file=sys.stderr)
@@ -90,8 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     show(rows, f"{options.scenario}-incremental {options.dataset}, {experiment.model}", console)
     today = datetime.date.today().isoformat()
     options.out.mkdir(parents=True, exist_ok=True)
-    kind = "".join(f"_{name}" for name in (options.dataset, options.scenario) if name not in ("digits", "class"))
-    path = options.out / f"class_incremental{kind}-{options.device}-{today}{'-quick' if options.quick else ''}.json"
+    path = options.out / f"{name_of(options)}-{options.device}-{today}{'-quick' if options.quick else ''}.json"
     facts = {
         "benchmark": "class_incremental",
         "date": today,

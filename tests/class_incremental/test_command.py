@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import hadamard_fx
-from examples.class_incremental.__main__ import main
+from examples.class_incremental.__main__ import arguments, main, name_of
 from examples.class_incremental.contenders import ContenderError, contender, hdqt
 from examples.class_incremental.experiment import Experiment, compiler
 from hadamard_fx.plan import Role
@@ -30,6 +30,12 @@ def test_contenders() -> None:
     for name in ("hdqt", "hdqt:3", "hdqt:x", "exakt"):
         with pytest.raises(ContenderError, match="write exact, luq, or hdqt:A"):
             contender(name)
+
+
+def test_other_runs_have_other_files() -> None:
+    assert name_of(arguments([])) == "class_incremental"
+    assert name_of(arguments(["--methods", "LwF,BiC", "--products", "hdqt:8"])) == "class_incremental-LwF_BiC-hdqt_8"
+    assert name_of(arguments(["--scenario", "domain"])) == "class_incremental-domain"
 
 
 def test_frozen_parts_are_multiplied_in_the_forward_only() -> None:
