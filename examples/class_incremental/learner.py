@@ -49,6 +49,10 @@ class Learner:
         seed: of the batches.
         augment: changes the inputs of a batch before it is trained on.
 
+    Attributes:
+        uses_memory, uses_old: examples, or the model as it was after the former task, are kept for the next one.
+        scenarios: in which the method works.
+
     Raises:
         ScenarioError: the method does not work in that scenario.
     """
