@@ -18,8 +18,8 @@ class BiC(Learner):
     """Distillation with the share of old classes, then two numbers for the scores of the newest classes, fitted on
     examples of them that were not trained on and as many of every old class.
 
-    The paper keeps validation examples of old classes, too, out of the training; here those come from the memory, which is
-    rehearsed.
+    The paper keeps validation examples of old classes, too, out of the training; here those come from the memory,
+    which is rehearsed.
     """
 
     name = "BiC"
