@@ -1,11 +1,12 @@
-"""Class-incremental learning of the digits, exact and with HDQT's 4-bit operands and saturating accumulators.
+"""Learning tasks one after the other, exact and with HDQT's 4-bit operands and saturating accumulators.
 
-Five tasks of two classes; after each the accuracy over all classes so far is measured. Average accuracy is the mean
-over the tasks. The methods are those of HDQT (arXiv 2310.03675). Predictions and what is distilled go through the same
-products as the training: a model that learned with saturating sums is used with them.
+By default the digits, five tasks of two classes; after each the accuracy over all classes so far is measured, and
+average accuracy is the mean over the tasks. The methods and datasets are those of HDQT (arXiv 2310.03675). Predictions
+and what is distilled go through the same products as the training: a model that learned with saturating sums is used
+with them.
 
-    python -m examples.class_incremental [--seeds 5] [--methods LwF,iCaRL,BiC] [--epochs N] [--quick]
-        [--compare sums|rounding|tiles] [--out FOLDER]
+    python -m examples.class_incremental [--seeds 5] [--methods LwF,iCaRL] [--products exact,hdqt:8,luq] [--epochs N]
+        [--dataset NAME --data FOLDER] [--scenario class|task|domain] [--model NAME] [--device cpu|cuda] [--quick]
 """
 
 from __future__ import annotations
@@ -13,121 +14,99 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
+import re
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
-from torch import Tensor
 
-import hadamard_fx
+from hadamard_fx.errors import HadamardError
 
-from .contenders import EXPERIMENTS
-from .data import digits, tasks
-from .learner import Settings
+from .contenders import DEFAULT, contender, label
+from .datasets import DATASETS
+from .experiment import Experiment, compare
 from .methods import METHODS
-from .models import ThreeLayers
+from .models import MODELS
+from .scenarios import SCENARIOS
 
-__all__ = ["main", "train"]
+__all__ = ["main"]
 
-
-def compiler(options: dict[str, Any]) -> Callable[..., Callable[[Tensor], Tensor]]:
-    def compiled(function: Callable[[Tensor], Tensor], dynamic: bool) -> Callable[[Tensor], Tensor]:
-        return torch.compile(function, backend=hadamard_fx.backend.hadamard, options=options, dynamic=dynamic)
-
-    return compiled
+METHODS_OF_HDQT = "LwF,iCaRL,BiC,DER,MEMO"
 
 
-def train(
-    method: str, options: dict[str, Any], settings: Settings, seed: int, step: Callable[[], None] = lambda: None
-) -> list[float]:
-    """Accuracy in per cent over all classes so far, after each task."""
-    torch._dynamo.reset()
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.fail_on_recompile_limit_hit = True  # behind the limit a model would run exact, silently
-    torch.manual_seed(seed)
-    train_split, test_split = digits()
-    learner = METHODS[method](ThreeLayers(64, 128, 10), compiler(options), settings, seed)
-    accuracies = []
-    for classes in tasks(10, 2):
-        learner.learn(train_split.of(classes), classes, step)
-        seen = test_split.of(range(classes.stop))
-        with torch.no_grad():
-            accuracies.append(100 * float((learner.predict(seen.x) == seen.y).float().mean()))
-    return accuracies
-
-
-def row(method: str, name: str, runs: list[list[float]], base: float | None) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds."""
-    averages, last = [statistics.mean(run) for run in runs], [run[-1] for run in runs]
-    mean = statistics.mean(averages)
-    return {
-        "method": method,
-        "products": name,
-        "average accuracy, %": mean,
-        "standard deviation": statistics.stdev(averages) if len(runs) > 1 else 0.0,
-        "after the last task, %": statistics.mean(last),
-        "points from exact": 0.0 if base is None else mean - base,
-        "accuracies": runs,
-    }
-
-
-def show(rows: list[dict[str, Any]], console: Console) -> None:
-    table = Table(*list(rows[0])[:-1], title="class-incremental digits, 5 tasks of 2 classes, three layers")
-    for entry in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in list(entry.values())[:-1]))
+def show(rows: list[dict[str, Any]], title: str, console: Console) -> None:
+    """The means; the single accuracies are in the file."""
+    columns = [name for name in rows[0] if name != "accuracies"]
+    table = Table(*columns, title=title)
+    for row in rows:
+        values = [row[name] for name in columns]
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else value for value in values))
     console.print(table)
+
+
+def name_of(options: argparse.Namespace) -> str:
+    """Of the file: what differs from the default run is in it, so that one run does not overwrite another."""
+    usual = {"dataset": "digits", "scenario": "class", "methods": METHODS_OF_HDQT, "products": DEFAULT, "model": None}
+    chosen = [str(getattr(options, name)) for name in usual if getattr(options, name) != usual[name]]
+    return "-".join(["class_incremental", *(re.sub(r"[^\w.]+", "_", text) for text in chosen)])
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="class_incremental", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", default=METHODS_OF_HDQT, help=f"some of {', '.join(METHODS)}")
+    parser.add_argument(
+        "--products", default=DEFAULT, help="exact, luq, hdqt:A for sums of A bits; the first is the base"
+    )
+    parser.add_argument("--dataset", choices=DATASETS, default="digits")
+    parser.add_argument("--data", type=Path, help="folder that the dataset was unpacked to; digits need none")
+    parser.add_argument("--scenario", choices=SCENARIOS, default="class", help="what is asked of an example")
+    parser.add_argument("--model", choices=MODELS, help="by default the dataset's")
+    parser.add_argument("--epochs", type=int, help="passes over the examples of a task; by default the dataset's")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs: does it work?")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON")
+    options = parser.parse_args(argv)
+    if unknown := [method for method in options.methods.split(",") if method not in METHODS]:
+        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(METHODS)}")
+    if options.seeds < 1 or (options.epochs is not None and options.epochs < 1):
+        parser.error("--seeds and --epochs must be at least 1")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no CUDA device is available")
+    return options
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the comparison; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="class_incremental", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--methods", default=",".join(METHODS), help=f"some of {', '.join(METHODS)}")
-    parser.add_argument("--compare", choices=EXPERIMENTS, default="sums", help="what the contenders differ in")
-    parser.add_argument("--epochs", type=int, default=Settings.epochs, help="passes over the examples of a task")
-    parser.add_argument("--quick", action="store_true", help="one seed, two epochs: does it work?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of the JSON")
-    options = parser.parse_args(argv)
-    methods = options.methods.split(",")
-    if unknown := [method for method in methods if method not in METHODS]:
-        parser.error(f"unknown methods {', '.join(unknown)}; known: {', '.join(METHODS)}")
-    if options.seeds < 1 or options.epochs < 1:
-        parser.error("--seeds and --epochs must be at least 1")
-    contenders = EXPERIMENTS[options.compare]
+    options = arguments(argv)
     seeds, epochs = (1, 2) if options.quick else (options.seeds, options.epochs)
-    settings, console, begin = Settings(epochs=epochs), Console(), time.perf_counter()
-    rows: list[dict[str, Any]] = []
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=len(methods) * len(contenders) * seeds * 5 * epochs)
-        for method in methods:
-            base: float | None = None
-            for name, chosen in contenders.items():
-                runs = []
-                for seed in range(seeds):
-                    progress.update(bar, description=f"{method}, {name}, seed {seed}")
-                    runs.append(train(method, chosen, settings, seed, lambda: progress.advance(bar)))
-                rows.append(row(method, name, runs, base))
-                base = rows[-1]["average accuracy, %"] if base is None else base
-    show(rows, console)
+    console, begin = Console(), time.perf_counter()
+    if not console.is_terminal:
+        console = Console(width=150)
+    try:
+        contenders = {label(name): contender(name) for name in options.products.split(",")}
+        experiment = Experiment.of(
+            options.dataset, options.data, options.scenario, options.model, epochs, options.device
+        )
+        rows = compare(experiment, options.methods.split(","), contenders, seeds, console)
+    except HadamardError as error:
+        print(f"class_incremental: {error}", file=sys.stderr)
+        return 1
+    show(rows, f"{options.scenario}-incremental {options.dataset}, {experiment.model}", console)
     today = datetime.date.today().isoformat()
     options.out.mkdir(parents=True, exist_ok=True)
-    kind = "" if options.compare == "sums" else f"_{options.compare}"
-    path = options.out / f"class_incremental{kind}-cpu-{today}{'-quick' if options.quick else ''}.json"
+    path = options.out / f"{name_of(options)}-{options.device}-{today}{'-quick' if options.quick else ''}.json"
     facts = {
         "benchmark": "class_incremental",
         "date": today,
         "quick": options.quick,
+        **experiment.facts(),
         "seeds": seeds,
         "seconds": time.perf_counter() - begin,
-        "settings": vars(settings),
         "options": contenders,
         "versions": {"torch": torch.__version__, "python": sys.version.split()[0]},
         "threads": torch.get_num_threads(),

@@ -1,10 +1,19 @@
-"""What is compared: options of the backend by name, the first of them exact."""
+"""What is compared: how products are computed, as options of the backend."""
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["EXPERIMENTS", "hdqt"]
+from hadamard_fx.errors import HadamardError
+
+__all__ = ["DEFAULT", "ContenderError", "contender", "hdqt", "label"]
+
+DEFAULT = "exact,hdqt:8,luq,hdqt:4"
+ROLES = ("forward", "grad_input", "grad_weight")
+
+
+class ContenderError(HadamardError, ValueError):
+    """A contender has an unknown name."""
 
 
 def hdqt(accumulator_bits: int = 8, bits: int = 4, **fields: dict[str, Any]) -> dict[str, Any]:
@@ -15,34 +24,29 @@ def hdqt(accumulator_bits: int = 8, bits: int = 4, **fields: dict[str, Any]) -> 
         fields: further fields of single products: ``forward={"tile": 64}``.
     """
     numbers = {"bits": bits, "accumulator_bits": accumulator_bits}
-    roles = ("forward", "grad_input", "grad_weight")
-    schemes = {role: {"kind": f"saturating_{role}", **numbers, **fields.get(role, {})} for role in roles}
+    schemes = {role: {"kind": f"saturating_{role}", **numbers, **fields.get(role, {})} for role in ROLES}
     return {"profile": "hdqt", **schemes}
 
 
-EXACT = {"exact": {"profile": "exact"}}
+def contender(name: str) -> dict[str, Any]:
+    """The options of ``exact``, ``luq``, or ``hdqt:A`` (4-bit operands and sums of A bits).
 
-EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
-    "sums": {**EXACT, "hdqt, 8-bit sums": hdqt(8), "hdqt, 4-bit sums": hdqt(4)},
-    "rounding": {
-        **EXACT,
-        "as published": hdqt(),
-        "g nearest for g_x": hdqt(grad_input={"rounding": "nearest"}),
-        "w stochastic for g_x": hdqt(grad_input={"weight_rounding": "stochastic"}),
-        "g nearest for g_w": hdqt(grad_weight={"rounding": "nearest"}),
-        "x nearest for g_w": hdqt(grad_weight={"input_rounding": "nearest"}),
-        "all nearest": hdqt(
-            grad_input={"rounding": "nearest"}, grad_weight={"rounding": "nearest", "input_rounding": "nearest"}
-        ),
-    },
-    "tiles": {
-        **EXACT,
-        **{
-            f"tile {tile}, {a}-bit sums": hdqt(a, forward={"tile": tile})
-            for tile in (16, 32, 64, 128)
-            for a in (6, 8, 12)
-        },
-    },
-}
-"""``sums``: the accumulators of the paper's title; ``rounding``: which tensors need stochastic rounding, one at a time;
-``tiles``: the forward's tile and the width of all accumulators."""
+    Raises:
+        ContenderError: it is none of these.
+    """
+    kind, _, bits = name.partition(":")
+    if kind == "hdqt" and bits.isdigit() and 4 <= int(bits) <= 32:
+        return hdqt(int(bits))
+    if name == "luq":
+        import examples.luq  # noqa: F401  registers the scheme
+
+        return {"profile": "exact", **{role: {"kind": "luq"} for role in ROLES}}
+    if name != "exact":
+        raise ContenderError(f"contender {name!r}: write exact, luq, or hdqt:A with sums of A = 4 to 32 bits, hdqt:8")
+    return {"profile": "exact"}
+
+
+def label(name: str) -> str:
+    """For a person."""
+    kind, _, bits = name.partition(":")
+    return f"hdqt, {bits}-bit sums" if kind == "hdqt" else name

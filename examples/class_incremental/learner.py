@@ -1,135 +1,184 @@
-"""What every class-incremental method does: learn a task, keep a few examples of it, predict among all classes so far.
+"""What every method does: learn a task, keep a few examples of it, predict among some outputs.
 
-A method is a subclass that says what the loss of a batch is, how it predicts, and what it does after a task. The model
-is any module from inputs to one score per class of all tasks, with ``features`` for what is below its last layer.
+A method is a subclass that says what the loss of a batch is, how it predicts, and what it does before and after a task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Split
+from .exemplars import herd
+from .models import Classifier
+from .scenarios import Scenario, ScenarioError, Task
+from .settings import Settings
 
-__all__ = ["Learner", "Settings", "distillation", "herding"]
+__all__ = ["METHODS", "Learner", "distillation", "register"]
 
+BLOCK = 1000
+"""Examples that are predicted at once; a range per tensor holds for all of them."""
 
-@dataclass(frozen=True)
-class Settings:
-    """Of the training of one task.
-
-    Attributes:
-        memory: examples of earlier tasks that may be kept, all classes together.
-        temperature: of the distillation.
-    """
-
-    epochs: int = 20
-    batch: int = 32
-    rate: float = 0.05
-    momentum: float = 0.9
-    memory: int = 200
-    temperature: float = 2.0
+Compiler = Callable[..., Callable[[Tensor], Any]]
 
 
 def distillation(scores: Tensor, old_scores: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy to the softened predictions of the old model [B, classes of earlier tasks] (LwF, equation 2)."""
+    """Cross-entropy to the softened predictions of the old model [B, outputs of earlier tasks] (LwF, equation 2)."""
     target = F.softmax(old_scores / temperature, 1)
     return -(target * F.log_softmax(scores / temperature, 1)).sum(1).mean() * temperature**2
 
 
-def herding(features: Tensor, count: int) -> list[int]:
-    """Examples whose mean stays nearest to the mean of all, in order (iCaRL, algorithm 4)."""
-    normal = F.normalize(features, dim=1)
-    mean, total = normal.mean(0), torch.zeros_like(normal[0])
-    left, chosen = torch.ones(len(features), dtype=torch.bool), list[int]()
-    for number in range(1, min(count, len(features)) + 1):
-        distance = (mean - (total + normal) / number).norm(dim=1).masked_fill(~left, float("inf"))
-        best = int(distance.argmin())
-        chosen.append(best)
-        left[best] = False
-        total = total + normal[best]
-    return chosen
+def of(scores: Tensor, outputs: range) -> Tensor:
+    """The columns of some outputs."""
+    return scores[:, outputs.start : outputs.stop]
 
 
 class Learner:
     """The frame of a method.
 
     Args:
-        model: from inputs to scores [B, all classes]; trained in place, in float32, by SGD.
+        model: from inputs to scores [B, outputs of all tasks]; trained in place, in float32, by SGD.
+        scenario: what the labels are, and what is asked.
         compile: (function, dynamic) to the function that runs: ``torch.compile`` with a backend, or the function.
         settings: of the training.
         seed: of the batches.
+        augment: changes the inputs of a batch before it is trained on.
+
+    Attributes:
+        uses_memory, uses_old: examples, or the model as it was after the former task, are kept for the next one.
+        scenarios: in which the method works.
+
+    Raises:
+        ScenarioError: the method does not work in that scenario.
     """
 
-    name = ""
-    uses_memory = True
+    name: ClassVar[str] = ""
+    uses_memory: ClassVar[bool] = True
+    uses_old: ClassVar[bool] = True
+    scenarios: ClassVar[tuple[str, ...]] = ("class", "task")
 
     def __init__(
-        self, model: nn.Module, compile: Callable[..., Callable[[Tensor], Tensor]], settings: Settings, seed: int
+        self,
+        model: Classifier,
+        scenario: Scenario,
+        compile: Compiler,
+        settings: Settings,
+        seed: int,
+        augment: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> None:
-        self.model: Any = model
-        self.compiled = compile(model, dynamic=False)
-        self.scores = compile(model, dynamic=True)
-        self.features = compile(model.features, dynamic=True)  # type: ignore[arg-type]
-        self.compile = compile
-        self.settings = settings
+        if scenario.name not in self.scenarios:
+            able = ", ".join(name for name, method in METHODS.items() if scenario.name in method.scenarios)
+            raise ScenarioError(
+                f"{self.name} tells classes apart, which {scenario.name}-incremental tasks share; choose the scenario "
+                f"{' or '.join(self.scenarios)}, or one of the methods that know {scenario.name}: {able}"
+            )
+        self.scenario, self.compile, self.settings, self.augment = scenario, compile, settings, augment
         self.generator = torch.Generator().manual_seed(seed)
         self.memory: Split | None = None
         self.old: Any = None
-        self.seen = 0
+        self.use(model)
 
-    def loss(self, scores: Tensor, x: Tensor, y: Tensor, classes: range) -> Tensor:
-        """Of one batch. ``scores`` are those of all classes of all tasks."""
+    def use(self, model: Any) -> None:
+        """Train and ask this model from now on. It has ``features`` and ``scores``; its result goes to ``loss``."""
+        self.model = model
+        self.compiled = self.compile(model, dynamic=False)
+        self.scores = self.compile(model.scores, dynamic=True)
+        self.features = self.compile(model.features, dynamic=True)
+
+    def loss(self, made: Any, x: Tensor, y: Tensor, task: Task) -> Tensor:
+        """Of one batch.
+
+        Args:
+            made: by the model: scores [B, outputs of all tasks], unless the method uses a model of its own.
+            x, y: the inputs [B, …] and the outputs [B] that are right.
+        """
         raise NotImplementedError
 
-    def predict(self, x: Tensor) -> Tensor:
-        """Classes, among those seen so far."""
-        best: Tensor = self.scores(x)[:, : self.seen].argmax(1)
-        return best
+    def predict(self, x: Tensor, among: range) -> Tensor:
+        """Outputs [B] for inputs [B, …], decided among some that were learned."""
+        best: Tensor = of(self.scores(x), among).argmax(1)
+        return best + among.start
 
-    def after_task(self, data: Split) -> None:
+    def before_task(self, task: Task) -> None:
+        """What a method changes before a task is trained."""
+
+    def after_task(self, task: Task) -> None:
         """What a method learns from a task that is over; ``memory`` holds its examples already."""
-
-    def learn(self, data: Split, classes: range, step: Callable[[], None] = lambda: None) -> None:
-        """One task: train on it and on what is kept of earlier ones, then keep some of it."""
-        train = self.held_out(data)
-        rehearsed = train + self.memory if self.memory is not None and self.uses_memory else train
-        optimizer = torch.optim.SGD(self.model.parameters(), self.settings.rate, self.settings.momentum)
-        batch, total = self.settings.batch, len(rehearsed.y)
-        steps = self.settings.epochs * (total // batch)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        for _ in range(self.settings.epochs):
-            order = torch.randperm(total, generator=self.generator)
-            for index in order[: total // batch * batch].split(batch):  # whole batches: one graph serves them
-                x, y = rehearsed.x[index], rehearsed.y[index]
-                optimizer.zero_grad()
-                self.loss(self.compiled(x), x, y, classes).backward()
-                optimizer.step()
-                schedule.step()
-            step()
-        self.seen = classes.stop
-        self.old = self.compile(deepcopy(self.model).eval(), dynamic=False)
-        with torch.no_grad():
-            if self.uses_memory:
-                self._remember(data)
-        self.after_task(data)
 
     def held_out(self, data: Split) -> Split:
         """The examples of a task that are trained on: all, unless a method needs some for later."""
         return data
 
-    def _remember(self, data: Split) -> None:
-        pool = data if self.memory is None else self.memory + data
-        kept = None
-        for label in range(self.seen):
-            own = pool.of(range(label, label + 1))
-            index = herding(self.features(own.x), self.settings.memory // self.seen)
-            part = Split(own.x[index], own.y[index])
-            kept = part if kept is None else kept + part
-        self.memory = kept
+    def learn(self, data: Split, task: Task, step: Callable[[], None] = lambda: None) -> None:
+        """One task: train on it and on what is kept of earlier ones, then keep some of it.
+
+        Args:
+            data: examples with the classes of the dataset.
+            step: called after every epoch.
+        """
+        self.before_task(task)
+        train = self.held_out(data)
+        rehearsed = train + self.memory if self.memory is not None and self.uses_memory else train
+
+        def loss(x: Tensor, y: Tensor) -> Tensor:
+            x = self.augment(x)
+            return self.loss(self.compiled(x), x, y, task)
+
+        self.model.train()
+        self.fit(self.model, rehearsed, loss, step)
+        self.model.eval()
+        if self.uses_old:
+            self.old = self.compile(deepcopy(self.model), dynamic=False)
+        with torch.no_grad():
+            if self.uses_memory:
+                pool = data if self.memory is None else self.memory + data
+                self.memory = herd(pool, task.classes.stop, self.settings.memory, self.features)
+        self.after_task(task)
+
+    def fit(
+        self,
+        model: nn.Module,
+        data: Split,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Train what can be trained of ``model`` by SGD. Whole batches only: one graph serves them."""
+        settings, total = self.settings, len(data)
+        size = min(settings.batch, total)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.SGD(trained, settings.rate, settings.momentum)
+        schedule = settings.schedule(optimizer, total // size)
+        for _ in range(settings.epochs):
+            order = torch.randperm(total, generator=self.generator)
+            for index in order[: total // size * size].split(size):
+                x, y = data.x[index], self.scenario.label(data.y[index])
+                optimizer.zero_grad()
+                loss(x, y).backward()
+                optimizer.step()
+                schedule.step()
+            step()
+
+    @torch.no_grad()
+    def accuracy(self, test: Split, tasks: list[Task]) -> float:
+        """Share of the test examples of ``tasks`` that are predicted right, in per cent."""
+        right, total = 0, 0
+        for classes, among in self.scenario.questions(tasks):
+            asked = test.of(classes)
+            for x, y in zip(asked.x.split(BLOCK), asked.y.split(BLOCK), strict=True):
+                right += int((self.predict(x, among) == self.scenario.label(y)).sum())
+            total += len(asked)
+        return 100 * right / total
+
+
+METHODS: dict[str, type[Learner]] = {}
+
+
+def register(method: type[Learner]) -> type[Learner]:
+    """Make a method known by its name."""
+    METHODS[method.name] = method
+    return method
