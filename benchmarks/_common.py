@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import gc
+import itertools
 import json
 import os
 import platform
@@ -139,7 +140,7 @@ def record(
 def write(
     name: str, options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any] | None = None
 ) -> Path:
-    """The file of ``record``; a later call of the same day replaces it."""
+    """The file of ``record``; a later call of the same process replaces it, one of another process has its own."""
     now = datetime.datetime.now()
     today = now.date().isoformat()
     data = {
@@ -161,9 +162,24 @@ def write(
     }
     slug = "cpu" if options.device == "cpu" else re.sub(r"\W+", "-", device_name("cuda").lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
-    path: Path = options.out / f"{name}-{slug}-{today}{'-quick' if options.quick else ''}.json"
+    path = _place(options.out, f"{name}-{slug}-{today}{'-quick' if options.quick else ''}")
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     return path
+
+
+_PLACES: dict[tuple[Path, str], Path] = {}
+"""Where this process wrote what."""
+
+
+def _place(folder: Path, stem: str) -> Path:
+    """A file that no earlier run of the day has; small ones, which show that a script works, share one."""
+    known = _PLACES.get((folder, stem))
+    if known is None:
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        paths = (folder / f"{name}.json" for name in names)
+        known = next(path for path in paths if stem.endswith("-quick") or not path.exists())
+        _PLACES[folder, stem] = known
+    return known
 
 
 def _command() -> str:
