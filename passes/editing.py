@@ -22,6 +22,12 @@ SAVE = "hadamard_fx_save"
 PRODUCT = "hadamard_fx_product"
 """``meta`` key of a node that a scheme's rule built: the product, by name, whose decision answers for it."""
 
+COLUMNS = "hadamard_fx_columns"
+"""``meta`` key of unfolded columns: what they are, however often they are made."""
+
+IN_BACKWARD = "must_be_in_backward"
+"""The partitioner's tag of a node that it must not compute in the forward."""
+
 _INHERITED = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace", "seq_nr", "original_aten", "custom")
 _RECOMPUTE = ("recompute", "ac_graph_id")
 
@@ -79,7 +85,7 @@ class GraphEditor:
         if self.product:
             node.meta[PRODUCT] = self.product
         if backward:
-            node.meta["partitioner_tag"] = "must_be_in_backward"
+            node.meta["partitioner_tag"] = IN_BACKWARD
         return node
 
     def inline(
@@ -103,7 +109,8 @@ class GraphEditor:
             else:
                 copy = made[node] = self.graph.node_copy(node, made.__getitem__)
                 copy.meta = {"val": node.meta["val"], **{key: like.meta[key] for key in _INHERITED if key in like.meta}}
-                self._tagged(copy, backward)
+                # A size that is read off an operand must not hold the operand until the backward.
+                self._tagged(copy, backward and isinstance(copy.meta["val"], torch.Tensor))
                 if not backward:
                     inherit_recomputation(copy, like)
         return result
@@ -158,7 +165,7 @@ class GraphEditor:
         first = next(node for node in self.graph.nodes if node.op != "placeholder")
         with self.graph.inserting_before(first):
             vector = self.graph.call_function(compat.seeds_op, (0, device))
-        vector.meta["partitioner_tag"] = "must_be_in_backward"
+        vector.meta["partitioner_tag"] = IN_BACKWARD
         mode = compat.fresh_fake_mode([like.meta["val"]])
         with mode:
             vector.meta["val"] = torch.empty([0], dtype=torch.int64, device=device)
@@ -176,10 +183,13 @@ class GraphEditor:
         return self.graph.inserting_before(following)
 
     def compresses_in_backward(self, node: fx.Node) -> bool:
-        """``node`` lives until the backward anyhow, so that keeping a compressed copy beside it would only cost.
+        """``node`` lives until the backward anyhow, so that keeping a compressed copy beside it would only cost; or it
+        is made there.
 
         A checkpointed region holds what enters it: what is made outside and read inside.
         """
+        if node.meta.get("partitioner_tag") == IN_BACKWARD:
+            return True
         enters = "recompute" not in node.meta and any("recompute" in r.meta for r in self.joint.readers(node))
         return enters or self.joint.held(node, self._rewritten)
 
