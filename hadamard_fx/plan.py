@@ -118,6 +118,11 @@ class Gemm:
         return (self.M if self.gradient == "left" else self.N).hint
 
     @property
+    def operation(self) -> str:
+        """``"mm"``, ``"convolution 3×3, stride 2"``."""
+        return self.op if self.window is None else f"{self.op} {self.window}"
+
+    @property
     def unfolded(self) -> str:
         """Of a convolution: the matrix that stands for x or its gradient: ``"left"``, ``"right"`` or ``"result"``."""
         return {Role.GRAD_INPUT: "result", Role.GRAD_WEIGHT: "right"}.get(self.role, "left")
