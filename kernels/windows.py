@@ -106,9 +106,9 @@ def images(rows: Tensor, x: Tensor, window: Window) -> Tensor:
     return rows.reshape(x.shape[0], *positions, rows.shape[1]).movedim(-1, 1)
 
 
-def weight_matrix(weight: Tensor) -> Tensor:
-    """[O, I, *kernel] as [O, I · area]."""
-    return weight.reshape(weight.shape[0], -1)
+def weight_matrix(weight: Tensor, *, turned: bool = False) -> Tensor:
+    """[O, I, *kernel] as [O, I · area], or ``turned``: as [I · area, O], the same where memory need not be moved."""
+    return weight.movedim(0, -1).reshape(-1, weight.shape[0]) if turned else weight.reshape(weight.shape[0], -1)
 
 
 def columns_traffic(

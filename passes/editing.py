@@ -22,8 +22,8 @@ SAVE = "hadamard_fx_save"
 PRODUCT = "hadamard_fx_product"
 """``meta`` key of a node that a scheme's rule built: the product, by name, whose decision answers for it."""
 
-COLUMNS = "hadamard_fx_columns"
-"""``meta`` key of unfolded columns: what they are, however often they are made."""
+MATRIX = "hadamard_fx_matrix"
+"""``meta`` key of a convolution's operand as a matrix: what it holds, however often it is made."""
 
 IN_BACKWARD = "must_be_in_backward"
 """The partitioner's tag of a node that it must not compute in the forward."""

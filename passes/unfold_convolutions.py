@@ -8,7 +8,7 @@ what it meets in a linear layer. Where one gradient of a convolution is rewritte
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,7 +20,7 @@ from hadamard_fx.kernels import windows
 from hadamard_fx.plan import Decision, Role
 
 from .convolutions import BIAS, CONVOLUTION, Convolution, gradients
-from .editing import COLUMNS, GraphEditor
+from .editing import MATRIX, GraphEditor
 from .find_gemms import weight_readers
 from .joint_graph import CASTS, JointGraph, value
 from .unfolding import keeps_columns
@@ -44,41 +44,45 @@ class UnfoldConvolutions:
             return joint
         by_name = {node.name: node for node in joint.graph.nodes}
         products = [by_name[d.gemm.node] for d in self.decisions if d.gemm.role is Role.GRAD_WEIGHT]
-        unfolder = _Unfolder(joint, weight_readers(products))
+        unfolder = _Unfolder(GraphEditor(joint, weight_readers(products)))
+        # Where x is unfolded for g_w is a question to the graph as it is before the first edit.
+        in_forward = {d.gemm.node for d in chosen if unfolder.keeps_columns(d, by_name[d.gemm.node])}
         for decision in chosen:
-            unfolder.express(decision, by_name[decision.gemm.node])
+            node = by_name[decision.gemm.node]
+            unfolder.express(decision.gemm.role, node, in_forward=node.name in in_forward)
         return JointGraph(joint.graph, joint.inputs)
 
 
+@dataclass(frozen=True)
 class _Unfolder:
-    """Edits one graph.
+    """Edits one graph."""
 
-    Args:
-        readers: names of the nodes that read x for gradients of weights which will not read it any longer.
-    """
+    editor: GraphEditor
 
-    def __init__(self, joint: JointGraph, readers: frozenset[str]) -> None:
-        self.editor = GraphEditor(joint, readers)
+    def keeps_columns(self, decision: Decision, node: fx.Node) -> bool:
+        """The forward makes what is kept for this product, so that the columns are made there."""
+        if not keeps_columns(decision.scheme, decision.gemm):
+            return False
+        return not self.editor.compresses_in_backward(Convolution.of(node.all_input_nodes[0]).x)
 
-    def express(self, decision: Decision, node: fx.Node) -> None:
+    def express(self, role: Role, node: fx.Node, *, in_forward: bool) -> None:
         """Turn a product into an mm of matrices."""
         self.editor.product = node.name
-        if decision.gemm.role is Role.FORWARD:
+        if role is Role.FORWARD:
             self._forward(Convolution.of(node))
             return
         call = node.all_input_nodes[0]
-        convolution = Convolution.of(call)
         with self.editor.graph.inserting_before(node):
-            if decision.gemm.role is Role.GRAD_INPUT:
-                self._grad_input(convolution, node)
+            if role is Role.GRAD_INPUT:
+                self._grad_input(Convolution.of(call), node)
             else:
-                self._grad_weight(convolution, node, keeps_columns(decision.scheme, decision.gemm))
+                self._grad_weight(Convolution.of(call), node, in_forward)
         self._leave_the_others(call)
 
     def _forward(self, convolution: Convolution) -> None:
         """y = columns wᵀ + b."""
         node, like = convolution.call, value(convolution.call)
-        columns = self._columns(convolution, backward=False)
+        columns = self._columns(convolution, node, backward=False)
         with self.editor.graph.inserting_before(node):
             weight = self.editor.transposed(self._weight(convolution, node, backward=False), backward=False)
         bias = () if convolution.bias is None else (convolution.bias,)
@@ -94,12 +98,11 @@ class _Unfolder:
         folded = functools.partial(windows.fold, window=convolution.known_window)
         self._shown_as(node, like, folded, (convolution.x,), backward=True)
 
-    def _grad_weight(self, convolution: Convolution, node: fx.Node, keeps: bool) -> None:
+    def _grad_weight(self, convolution: Convolution, node: fx.Node, in_forward: bool) -> None:
         """g_yᵀ columns, and the sum of g_y over the tokens where it is wanted."""
         like = value(node)
         rows = self._rows(convolution, node)
-        backward = not keeps or self.editor.compresses_in_backward(convolution.x)
-        columns = self._columns(convolution, backward=backward, node=node)
+        columns = self._columns(convolution, node, backward=not in_forward)
         self._becomes(node, aten.mm.default, (self.editor.transposed(rows, backward=True), columns), convolution.call)
         shape = list(like.shape)
         self._shown_as(node, like, lambda g_w: g_w.reshape(shape), (), backward=True)
@@ -116,14 +119,21 @@ class _Unfolder:
         return found
 
     def _weight(self, convolution: Convolution, node: fx.Node, *, backward: bool) -> fx.Node:
-        """[O, I·k]. A cast of the parameter stays on top, where the rules look for it."""
+        """[O, I·k]. A cast of the parameter stays on top, where the rules look for it.
+
+        In the backward the view is another one: a copy, which channels_last needs, would be merged with the forward's
+        copy and saved.
+        """
         weight = convolution.weight
+        cast = weight.target in CASTS and not weight.kwargs
+        base = weight.all_input_nodes[0] if cast else weight
 
         def build() -> fx.Node:
-            cast = weight.target in CASTS and not weight.kwargs
-            base = weight.all_input_nodes[0] if cast else weight
-            matrix = self.editor.inline(windows.weight_matrix, (base,), node, backward=backward)
-            return self._again(weight, matrix, backward) if cast else matrix
+            view = functools.partial(windows.weight_matrix, turned=backward)
+            matrix = self.editor.inline(view, (base,), node, backward=backward)
+            matrix = self._again(weight, matrix, backward) if cast else matrix
+            matrix.meta[MATRIX] = weight.name
+            return self.editor.transposed(matrix, backward=True) if backward else matrix
 
         found: fx.Node = self.editor.once(("weight", weight, backward), build)
         return found
@@ -132,15 +142,16 @@ class _Unfolder:
         target: Any = cast.target
         return self.editor.call(target, (operand, *cast.args[1:]), cast, backward=backward)
 
-    def _columns(self, convolution: Convolution, *, backward: bool, node: fx.Node | None = None) -> fx.Node:
+    def _columns(self, convolution: Convolution, node: fx.Node, *, backward: bool) -> fx.Node:
         """x unfolded: behind x in the forward, in front of ``node`` in the backward."""
         x, window = convolution.x, convolution.known_window
         unfold = functools.partial(windows.unfold, window=window, channels_last=backward)
+        like = x if convolution.gradient is not None else node  # a checkpointed forward makes them again
 
         def build() -> fx.Node:
-            with self.editor.graph.inserting_before(node) if node is not None and backward else self.editor.behind(x):
-                made = self.editor.inline(unfold, (x,), x, backward=backward)
-            made.meta[COLUMNS] = (x.name, window)
+            with self.editor.graph.inserting_before(node) if backward else self.editor.behind(x):
+                made = self.editor.inline(unfold, (x,), like, backward=backward)
+            made.meta[MATRIX] = (x.name, window)
             return made
 
         found: fx.Node = self.editor.once(("columns", x, window, backward), build)
@@ -167,7 +178,7 @@ class _Unfolder:
         users = list(node.users)
         with self.editor.graph.inserting_before(node.next):
             shown = self.editor.inline(function, (node, *others), node, backward=backward)
-            if not _same(value(shown).stride(), like.stride()):
+            if not _same_layout(value(shown), like):
                 kind = _memory_format(like)
                 shown = self.editor.inline(lambda t: t.clone(memory_format=kind), (shown,), node, backward=backward)
         for user in users:
@@ -220,8 +231,11 @@ def _sums_tokens(node: fx.Node) -> bool:
     return sorted(axis % axes for axis in given["dim"]) == [0, *range(2, axes)] and given["dtype"] is None
 
 
-def _same(some: Iterable[Any], others: Iterable[Any]) -> bool:
-    return all(compat.statically_known_true(a == b) for a, b in zip(some, others, strict=True))
+def _same_layout(some: torch.Tensor, other: torch.Tensor) -> bool:
+    """The strides agree along every axis that has any."""
+    axes = zip(some.shape, some.stride(), other.stride(), strict=True)
+    known = compat.statically_known_true
+    return all(known(extent == 1) or known(a == b) for extent, a, b in axes)
 
 
 def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
