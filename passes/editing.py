@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -99,7 +100,7 @@ class GraphEditor:
             function: one tensor from tensors, pure, in PyTorch; no branch on their values.
             like, backward: as in ``call``; where a checkpointed region recomputes ``like``, it recomputes these too.
         """
-        traced = compat.trace(function, [value(operand) for operand in operands])
+        traced = self._trace(function, [value(operand) for operand in operands])
         inputs, made = iter(operands), {}
         for node in traced.nodes:
             if node.op == "placeholder":
@@ -108,12 +109,25 @@ class GraphEditor:
                 result: fx.Node = made[node.args[0]]
             else:
                 copy = made[node] = self.graph.node_copy(node, made.__getitem__)
-                copy.meta = {"val": node.meta["val"], **{key: like.meta[key] for key in _INHERITED if key in like.meta}}
+                copy.meta = {key: like.meta[key] for key in _INHERITED if key in like.meta}
+                copy.meta["val"] = _computed(copy)
                 # A size that is read off an operand must not hold the operand until the backward.
                 self._tagged(copy, backward and isinstance(copy.meta["val"], torch.Tensor))
                 if not backward:
                     inherit_recomputation(copy, like)
         return result
+
+    def _trace(self, function: Callable[..., torch.Tensor], values: list[torch.Tensor]) -> fx.Graph:
+        """``compat.trace``; layers of the same sizes share one, which takes far longer than to copy it."""
+        parts: tuple[Any, ...] = (function,)
+        if isinstance(function, functools.partial):  # two of them are never equal
+            parts = (function.func, function.args, *function.keywords.items())
+        layouts = tuple((*value.shape, *value.stride(), value.dtype, value.device) for value in values)
+        fixed = all(not isinstance(entry, torch.SymInt) for layout in layouts for entry in layout)
+        if not fixed:
+            return compat.trace(function, values)
+        traced: fx.Graph = self.once(("traced", parts, layouts), lambda: compat.trace(function, values))
+        return traced
 
     def uniform(self, like: fx.Node) -> fx.Node:
         """Random numbers in [0, 1), float32, in the shape of ``like``: drawn anew in every backward pass."""
@@ -192,6 +206,13 @@ class GraphEditor:
             return True
         enters = "recompute" not in node.meta and any("recompute" in r.meta for r in self.joint.readers(node))
         return enters or self.joint.held(node, self._rewritten)
+
+
+def _computed(node: fx.Node) -> Any:
+    """What a node's op makes of fake tensors: for a copied node a fake of its own."""
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
+    with compat.fresh_fake_mode([*args, *kwargs.values()]):
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def inherit_recomputation(node: fx.Node, origin: fx.Node) -> bool:

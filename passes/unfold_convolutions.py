@@ -104,8 +104,8 @@ class _Unfolder:
         rows = self._rows(convolution, node)
         columns = self._columns(convolution, node, backward=not in_forward)
         self._becomes(node, aten.mm.default, (self.editor.transposed(rows, backward=True), columns), convolution.call)
-        shape = list(like.shape)
-        self._shown_as(node, like, lambda g_w: g_w.reshape(shape), (), backward=True)
+        shaped = functools.partial(torch.reshape, shape=tuple(like.shape))
+        self._shown_as(node, like, shaped, (), backward=True)
         self._sum(convolution, rows, node)
 
     def _rows(self, convolution: Convolution, node: fx.Node) -> fx.Node:
@@ -179,8 +179,8 @@ class _Unfolder:
         with self.editor.graph.inserting_before(node.next):
             shown = self.editor.inline(function, (node, *others), node, backward=backward)
             if not _same_layout(value(shown), like):
-                kind = _memory_format(like)
-                shown = self.editor.inline(lambda t: t.clone(memory_format=kind), (shown,), node, backward=backward)
+                laid_out = functools.partial(torch.clone, memory_format=_memory_format(like))
+                shown = self.editor.inline(laid_out, (shown,), node, backward=backward)
         for user in users:
             user.replace_input_with(node, shown)
 
@@ -212,14 +212,14 @@ class _Unfolder:
 
     def _unwritten(self, gradient: Any, x: Any, call: fx.Node) -> Any:
         """A tensor of x's layout that nobody reads: x itself would have to live until the backward."""
-
-        def empty(g_y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            return g_y.new_empty_strided(x.shape, x.stride())
-
         if x.target is aten.new_empty_strided.default:
             return x
         with self.editor.graph.inserting_before(call):
-            return self.editor.inline(empty, (gradient, x), call, backward=True)
+            return self.editor.inline(_laid_out_as, (gradient, x), call, backward=True)
+
+
+def _laid_out_as(g_y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return g_y.new_empty_strided(x.shape, x.stride())
 
 
 def _sums_tokens(node: fx.Node) -> bool:
