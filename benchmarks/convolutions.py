@@ -3,7 +3,7 @@
     python benchmarks/convolutions.py [--device cpu|cuda] [--quick]
 
 Bytes are counted on the partitioned graphs, seconds are predictions of the device profile: nothing is timed here
-(``training_step.py --model resnet32`` does that). ResNet-32 is all 3×3; the bottlenecks of a ResNet-50 are 1×1, 3×3, 1×1.
+(``training_step.py --model resnet32`` does that). ResNet-32 is all 3×3; a bottleneck of a ResNet-50 is 1×1, 3×3, 1×1.
 """
 
 from __future__ import annotations
