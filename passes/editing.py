@@ -100,7 +100,8 @@ class GraphEditor:
             function: one tensor from tensors, pure, in PyTorch; no branch on their values.
             like, backward: as in ``call``; where a checkpointed region recomputes ``like``, it recomputes these too.
         """
-        traced = self._trace(function, [value(operand) for operand in operands])
+        values = [value(operand) for operand in operands]
+        traced, mode = self._trace(function, values), compat.fresh_fake_mode(values)
         inputs, made = iter(operands), {}
         for node in traced.nodes:
             if node.op == "placeholder":
@@ -110,7 +111,9 @@ class GraphEditor:
             else:
                 copy = made[node] = self.graph.node_copy(node, made.__getitem__)
                 copy.meta = {key: like.meta[key] for key in _INHERITED if key in like.meta}
-                copy.meta["val"] = _computed(copy)
+                args, kwargs = fx.map_arg((copy.args, copy.kwargs), lambda operand: operand.meta["val"])
+                with mode:  # a fake of its own: two nodes that share one would pass for one tensor
+                    copy.meta["val"] = node.target(*args, **kwargs)
                 # A size that is read off an operand must not hold the operand until the backward.
                 self._tagged(copy, backward and isinstance(copy.meta["val"], torch.Tensor))
                 if not backward:
@@ -206,13 +209,6 @@ class GraphEditor:
             return True
         enters = "recompute" not in node.meta and any("recompute" in r.meta for r in self.joint.readers(node))
         return enters or self.joint.held(node, self._rewritten)
-
-
-def _computed(node: fx.Node) -> Any:
-    """What a node's op makes of fake tensors: for a copied node a fake of its own."""
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda operand: operand.meta["val"])
-    with compat.fresh_fake_mode([*args, *kwargs.values()]):
-        return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
 def inherit_recomputation(node: fx.Node, origin: fx.Node) -> bool:
