@@ -40,6 +40,7 @@ __all__ = [
     "record",
     "synchronize",
     "warm_up",
+    "write",
 ]
 
 
@@ -123,13 +124,22 @@ def record(
     name: str, options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any] | None = None
 ) -> Path:
     """Print ``rows`` as a table and write them, with everything that a reader needs to repeat them, as JSON."""
-    table = Table(*(rows[0] if rows else ()), title=f"{name} on {device_name(options.device)}")
-    for row in rows:
-        table.add_row(*map(_text, row.values()))
     console = Console()
     if not console.is_terminal:
         console = Console(width=150)
+    table = Table(*(rows[0] if rows else ()), title=f"{name} on {device_name(options.device)}")
+    for row in rows:
+        table.add_row(*map(_text, row.values()))
     console.print(table)
+    path = write(name, options, rows, figures)
+    console.print(f"written to {os.path.relpath(path)}", highlight=False, soft_wrap=True)
+    return path
+
+
+def write(
+    name: str, options: argparse.Namespace, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any] | None = None
+) -> Path:
+    """The file of ``record``; a later call of the same day replaces it."""
     now = datetime.datetime.now()
     today = now.date().isoformat()
     data = {
@@ -145,7 +155,7 @@ def record(
         },
         "versions": _versions(),
         "commit": _commit(),
-        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": _command(),
         "rows": list(rows),
         **(figures or {}),
     }
@@ -153,8 +163,16 @@ def record(
     options.out.mkdir(parents=True, exist_ok=True)
     path: Path = options.out / f"{name}-{slug}-{today}{'-quick' if options.quick else ''}.json"
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    console.print(f"written to {os.path.relpath(path)}", highlight=False, soft_wrap=True)
     return path
+
+
+def _command() -> str:
+    """How to repeat it: as it was called, but for the folder of the results."""
+    arguments = list(sys.argv[1:])
+    if "--out" in arguments:
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
 
 
 def device_name(device: str) -> str:

@@ -83,14 +83,14 @@ class Drawing:
         chosen = f' class="{" ".join(kind.split())}"' if kind else ""
         self.elements.append(f'<text{chosen} x="{x:.1f}" y="{y:.1f}"{attributes}>{escape(words)}</text>')
 
-    def render(self, width: float, height: float, title: str, description: str) -> str:
-        """The whole picture; title and description are for those who do not see it."""
+    def render(self, width: float, height: float, title: str, description: str, style: str = "") -> str:
+        """The whole picture; title and description are for those who do not see it, ``style`` is added to ``STYLE``."""
         size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
         lines = [
             f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-labelledby="title description">',
             f'<title id="title">{escape(title)}</title>',
             f'<desc id="description">{escape(description)}</desc>',
-            f"<style>{STYLE}</style>",
+            f"<style>{STYLE}{style}</style>",
             f'<rect class="page" x="0.5" y="0.5" width="{width - 1:.0f}" height="{height - 1:.0f}" rx="10"/>',
             *self.elements,
             "</svg>",

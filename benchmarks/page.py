@@ -8,18 +8,14 @@ its pictures is not what the results give. Pictures in docs/benchmarks that no r
 
 from __future__ import annotations
 
-import argparse
-import os
-import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
-from pathlib import Path
 
 from _bars import bars
-from _common import ROOT
 from _contenders import LEGEND
 from _models import MODELS
+from _pages import parser, publish, slug, table
 from _plane import plane
 from _results import Run, read_runs
 from _svg import family
@@ -121,46 +117,16 @@ def losses(runs: Sequence[Run]) -> str:
     return f"Losses: {', '.join(slower)}.\n" if slower else "Losses: none, every quantised contender is faster.\n"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> str:
-    """A table in Markdown; ``numbers``: all columns but the first are set to the right."""
-    rule = ["---", *("---:" if numbers else "---" for _ in head[1:])]
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, rule, *rows))
-
-
 def figure(value: float | None) -> str:
     """Three digits at least, no decimals that mean nothing."""
     return "–" if value is None else f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
-def slug(text: str) -> str:
-    """A file name's part."""
-    return re.sub(r"\W+", "-", text.lower()).strip("-")
-
-
 def main(argv: list[str] | None = None) -> int:
     """Write or check the page; returns the exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the JSON")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of the page")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is out of date")
-    options = parser.parse_args(argv)
+    options = parser(__doc__).parse_args(argv)
     runs = read_runs(options.results, tuple(MODELS))
-    made = make(runs, Path(os.path.relpath(options.results, options.docs)).as_posix())
-    present = {path.relative_to(options.docs).as_posix() for path in (options.docs / PICTURES).glob("*.svg")}
-    stale = sorted(present - set(made))
-    if options.check:
-        paths = {name: options.docs / name for name in made}
-        wrong = [n for n, path in paths.items() if not path.exists() or path.read_text(encoding="utf-8") != made[n]]
-        for name in [*wrong, *stale]:
-            print(f"{name} is not what the results give: run python benchmarks/page.py", file=sys.stderr)
-        return 1 if wrong or stale else 0
-    for name, text in made.items():
-        (options.docs / name).parent.mkdir(parents=True, exist_ok=True)
-        (options.docs / name).write_text(text, encoding="utf-8")
-    for name in stale:
-        (options.docs / name).unlink()
-    print(f"{len(runs)} runs, {len(made)} files written")
-    return 0
+    return publish(lambda results: make(runs, results), PICTURES, "page.py", options)
 
 
 if __name__ == "__main__":

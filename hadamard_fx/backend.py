@@ -99,9 +99,12 @@ def _mode_patches(mode: str | None) -> dict[str, Any]:
 
 def _inductor_patches(policy: Policy) -> dict[str, Any]:
     patches = dict(policy.inductor)
-    for name in patches:
+    for name, value in patches.items():
         if not compat.known_inductor_option(name):
             raise OptionError(f"options['inductor']: torch._inductor.config has no setting {name!r}")
+        expected = compat.expected_inductor_value(name, value)
+        if expected:
+            raise OptionError(f"options['inductor']: {name!r} takes a value of type {expected}, not {value!r}")
     return patches
 
 

@@ -6,10 +6,11 @@ What is here was found by reading torch's source; when a release moves a name, t
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, get_origin
 
 import torch
 import torch.fx as fx
@@ -40,6 +41,7 @@ __all__ = [
     "cache_dir",
     "compile_fx",
     "exact_partition",
+    "expected_inductor_value",
     "forget_compiled",
     "fresh_fake_mode",
     "guard_at_least",
@@ -186,6 +188,27 @@ def triton_cache_directory(device: int) -> str:
     return triton_cache_dir(device)
 
 
+def triton_launcher(made: Any, grid: tuple[int, int, int]) -> Callable[..., None]:
+    """What launches a compiled Triton kernel on a stream, as Inductor's code does: past what Triton gathers for
+    profilers on every launch, unless one has hooked in."""
+    from triton import knobs
+
+    run, function, metadata, runtime = made.run, made.function, made.packed_metadata, knobs.runtime
+    watched = made[grid]
+
+    def launch(stream: int, *arguments: int) -> None:
+        if _hooked(runtime.launch_enter_hook) or _hooked(runtime.launch_exit_hook):
+            watched(*arguments, stream=stream)
+        else:
+            run(*grid, stream, function, metadata, None, None, None, *arguments)
+
+    return launch
+
+
+def _hooked(hook: Any) -> bool:
+    return bool(getattr(hook, "calls", hook))
+
+
 def compile_threads() -> int:
     """How many threads or processes the user lets Inductor compile with (``TORCHINDUCTOR_COMPILE_THREADS``)."""
     from torch._inductor import config
@@ -204,6 +227,82 @@ def raw_stream(device: int) -> int:
     """The address of the current stream of a CUDA device."""
     stream: int = torch._C._cuda_getCurrentRawStream(device)
     return stream
+
+
+def current_device() -> int:
+    """The current CUDA device, without ``torch.cuda``'s look whether CUDA is there."""
+    device: int = torch._C._cuda_getDevice()
+    return device
+
+
+def empty_strided(device: torch.device) -> Callable[..., torch.Tensor]:
+    """What makes an uninitialised tensor from shape, strides and dtype: on a CUDA device, the current one, as
+    Inductor's code does."""
+    if device.type == "cuda":
+        made: Callable[..., torch.Tensor] = getattr(torch._C._dynamo.guards, "_empty_strided_cuda")  # noqa: B009 (no CPU build has it)
+        return made
+    return lambda shape, strides, dtype: torch.empty_strided(shape, strides, dtype=dtype, device=device)
+
+
+def call_at_sites(op: Any, sites: Callable[..., Any]) -> None:
+    """Have Inductor's Python code call ``sites(site, *arguments)`` in place of an operator, wherever tensors are on a
+    CUDA device and all sizes and strides are numbers. ``site`` is a digest of them, of dtypes, device and settings.
+
+    Args:
+        op: an overload, ``torch.ops.hadamard.quantize_rows.default``.
+        sites: found by that code, in whatever process, as the attribute ``at`` of the operator.
+    """
+    from torch._inductor import ir, lowering
+    from torch.utils._pytree import tree_map
+
+    op.overloadpacket.at = sites
+    kernel = _site_kernel(op)
+
+    def lower(*args: Any, **kwargs: Any) -> Any:
+        made = kernel.create(op, *args, **kwargs)
+        return tree_map(lambda result: ir.TensorBox.create(result) if isinstance(result, ir.IRNode) else result, made)
+
+    lowering.make_fallback(op, warn=False)
+    lowering.register_lowering(op, type_promotion_kind=None)(lower)
+
+
+SITE_DEVICES = ("cuda",)
+"""Types of the devices whose operators are called at sites."""
+
+
+def _site_kernel(op: Any) -> Any:
+    """The class of an operator's nodes in Inductor's IR, which write the calls."""
+    from torch._inductor import ir
+    from torch._inductor.virtualized import V
+
+    class SiteKernel(ir.FallbackKernel):
+        site = ""
+
+        def codegen(self, wrapper: Any) -> None:
+            if not V.graph.cpp_wrapper:
+                self.site = self.describe()
+            if self.site:
+                self.python_kernel_name = f"torch.ops.{op.overloadpacket}.at"
+            super().codegen(wrapper)
+
+        def codegen_args(self) -> list[str]:
+            arguments: list[str] = super().codegen_args()
+            return [repr(self.site), *arguments] if self.site else arguments
+
+        def describe(self) -> str:
+            layouts = []
+            inputs: Sequence[Any] = self.inputs
+            for tensor in inputs:
+                sizes, strides = map(tuple, (tensor.get_size(), tensor.get_stride()))
+                if tensor.get_device().type not in SITE_DEVICES or not all(
+                    str(extent).isdigit() for extent in sizes + strides
+                ):
+                    return ""
+                layouts.append(f"{sizes} {strides} {tensor.get_dtype()} {tensor.get_device()}")
+            facts = (str(op), self.unflatten_args(layouts, self.constant_args), self.kwargs)
+            return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    return SiteKernel
 
 
 @contextmanager
@@ -248,6 +347,14 @@ def inductor_options_of_mode(mode: str) -> dict[str, Any]:
 
 def known_inductor_option(name: str) -> bool:
     return name.replace("-", "_") in inductor_config.get_config_copy()
+
+
+def expected_inductor_value(name: str, value: object) -> str:
+    """What a setting takes, where ``value`` is of another type; ``""`` where it fits, as ``torch.compile`` judges."""
+    expected: Any = inductor_config.get_type(name.replace("-", "_"))  # type: ignore[attr-defined]
+    if get_origin(expected) is not None or isinstance(value, expected):
+        return ""
+    return getattr(expected, "__name__", str(expected))
 
 
 def load_cpp(source: str) -> ctypes.CDLL:

@@ -77,6 +77,8 @@ class Gemm:
         weight: name of the parameter that the layer multiplies with, ``""`` for activation products.
         frozen: the parameter needs no gradient.
         held: the saved operand lives until the backward for another reader or the caller; no product saves it.
+        sequence: tokens of one sequence or image of the saved operand, where the tokens of several are contracted; 0
+            where there is but one axis of tokens, or their number varies.
         source: the user's source line.
         window: of a convolution: M, N, K are those of the product with x unfolded under it; None elsewhere.
         image: elements of the x that is unfolded, 0 elsewhere.
@@ -99,6 +101,7 @@ class Gemm:
     frozen: bool = False
     held: bool = False
     source: str = ""
+    sequence: int = 0
     window: Window | None = None
     image: Size = Size(0)
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from .errors import OptionError, SchemeError
 from .low_pass import LowPass
 from .plan import Role
+from .published_code import ClippedGradInput, ClippedGradWeight
 from .saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 from .scheme import Exact, Hadamard, LowRank, Scheme
 
@@ -37,6 +38,8 @@ _ONLY_FOR: dict[type[Scheme], tuple[Role, ...]] = {
     Hadamard: (Role.FORWARD, Role.GRAD_INPUT),
     LowRank: (Role.GRAD_WEIGHT,),
     LowPass: (Role.GRAD_INPUT, Role.GRAD_WEIGHT),
+    ClippedGradInput: (Role.GRAD_INPUT,),
+    ClippedGradWeight: (Role.GRAD_WEIGHT,),
     SaturatingForward: (Role.FORWARD,),
     SaturatingGradInput: (Role.GRAD_INPUT,),
     SaturatingGradWeight: (Role.GRAD_WEIGHT,),
@@ -177,6 +180,8 @@ _HOT = "HOT as published (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of
 # Every sequency costs more time and keeps more; it is there for those who bound the error.
 register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank(rank=16), LowRank()), priced=True))
 register_profile(Profile("hot", _HOT, (Hadamard(),), (LowRank(),), priced=False))
+_REPO = "HOT as its published code has it: blocks within one image, a triangle of rows, SAWB ranges for x and w"
+register_profile(Profile("hot-repo", _REPO, (ClippedGradInput(),), (ClippedGradWeight(),), priced=False))
 _HDQT = "HDQT as published (arXiv 2310.03675): 4-bit operands in all three products, 8-bit saturating accumulators"
 _SATURATING = (SaturatingGradInput(),), (SaturatingGradWeight(),)
 register_profile(Profile("hdqt", _HDQT, *_SATURATING, priced=False, forward=(SaturatingForward(),)))

@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 
+from hadamard_fx import compat
 from hadamard_fx.errors import DeviceError, KernelError
 
+from .replay import Sites
 from .traffic import Traffic
 
 __all__ = ["KERNELS", "NAMESPACE", "Kernel", "failure", "load", "register", "source_digest", "triton_bodies"]
@@ -119,6 +121,9 @@ def load() -> dict[str, Kernel]:
     for module in pkgutil.iter_modules([str(_FOLDER)]):
         if not module.name.startswith(("triton_", "gluon_", "cpp_")):
             importlib.import_module(f"{__package__}.{module.name}")
+    for kernel in KERNELS.values():
+        if kernel.cuda is not None:
+            compat.call_at_sites(kernel.op, Sites(kernel.op))
     return KERNELS
 
 

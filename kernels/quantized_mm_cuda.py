@@ -20,6 +20,7 @@ from .library import failure, triton_bodies
 from .quantized_mm import NAME, check
 from .quantized_mm_configs import PROMOTE, Config, Problem, candidates, device, problem
 from .quantized_mm_shares import deal
+from .replay import lent
 from .triton_launch import Launch
 
 __all__ = ["Product", "launch"]
@@ -94,9 +95,7 @@ class Product:
     is none), on their device and stream."""
 
     def __init__(self, config: Config, posed: Problem) -> None:
-        self.bodies = triton_bodies(NAME)
         self.device = posed.ordinal
-        self.tma = config["tma"]
         self.prepared = _specialised(config, posed) if config["kernel"] == "specialised" else _plain(config, posed)
         self.dealt: list[torch.Tensor] = []
 
@@ -106,8 +105,6 @@ class Product:
             tensors = (*operands, out, *self._shared(out), bias)
         elif self.prepared.placeholders:
             tensors = (*operands, out, out, out, out, out, bias)
-        if self.tma:
-            self.bodies.set_allocator(workspace.descriptors)  # kept per thread; the backward has one of its own
         self.prepared.launch(*tensors)
 
     def _shared(self, out: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -117,7 +114,12 @@ class Product:
             make = functools.partial(_tensors, prepared.table, out.device)
             self.dealt = make() if compat.is_fake(out) or not out.is_cuda else workspace.resident(make, self.device)
         partials = workspace.temporary("partial sums", prepared.partials, prepared.partial_dtype, out)
-        return partials, workspace.zeros(prepared.arrivals, out), *self.dealt
+        tables = (lent(table, functools.partial(_same, table)) for table in self.dealt)
+        return partials, workspace.zeros(prepared.arrivals, out), *tables
+
+
+def _same(table: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+    return table
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,14 @@ def _plain(config: Config, posed: Problem) -> _Prepared:
     options = {"num_warps": config["warps"], "num_stages": config["stages"], "enable_fp_fusion": True}
     if config["kernel"] == "tiles":
         constants += [config["store"] == "tma", config.get("flatten", False)]
-        values = (*sizes, *constants)
-        return _Prepared(Launch(bodies.tiles_kernel, min(tiles, programs), values, options, loose=1))
+    values = (*sizes, *constants)
+    if config["kernel"] == "tiles":
+        launch = Launch(bodies.tiles_kernel, min(tiles, programs), values, options, loose=1, descriptors=config["tma"])
+        return _Prepared(launch)
     hands = deal(programs, tiles, blocks // max(steps, 1))
     *table, slots = hands.table(max(steps, 1))
     return _Prepared(
-        Launch(bodies.stream_kernel, len(hands.hands), (*sizes, *constants), options, loose=1),
+        Launch(bodies.stream_kernel, len(hands.hands), values, options, loose=1, descriptors=config["tma"]),
         tuple(table),
         max(slots, 1) * config["m"] * config["n"],
         torch.int32 if posed.carrier == torch.int8 and not step else torch.float32,
@@ -189,14 +193,16 @@ def _specialised(config: Config, posed: Problem) -> _Prepared:
         config["stagger"], config["store_n"], 240 if consumers == 2 else 160,
     )  # fmt: skip
     options = {"num_warps": 4, "maxnreg": 168 if consumers == 2 else 128, "enable_fp_fusion": True}
-    kernel = triton_bodies(NAME, "gluon").specialised_kernel
+    launch = functools.partial(
+        Launch, triton_bodies(NAME, "gluon").specialised_kernel, values=(*sizes, *constants), options=options,
+        loose=1, descriptors=config["tma"],
+    )  # fmt: skip
     if not config["stream"]:
-        launch = Launch(kernel, min(tiles, programs), (*sizes, *constants), options, loose=1)
-        return _Prepared(launch, placeholders=True)
+        return _Prepared(launch(programs=min(tiles, programs)), placeholders=True)
     hands = deal(programs, tiles, blocks // max(steps, 1))
     *table, slots = hands.table(max(steps, 1))
     return _Prepared(
-        Launch(kernel, len(hands.hands), (*sizes, *constants), options, loose=1),
+        launch(programs=len(hands.hands)),
         tuple(table),
         max(slots, 1) * config["m"] * config["n"],
         torch.int32 if posed.carrier == torch.int8 and not steps else torch.float32,

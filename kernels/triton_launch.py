@@ -17,7 +17,8 @@ from torch import Tensor
 
 from hadamard_fx import compat
 
-from . import ahead
+from . import ahead, workspace
+from .replay import launched
 
 __all__ = ["Launch"]
 
@@ -33,33 +34,59 @@ class Launch:
         values: numbers and constants, the parameters behind the tensors.
         options: Triton's, ``num_warps`` for instance.
         loose: how many tensors, the last ones, may start anywhere.
+        descriptors: the kernel makes tensor descriptors, which need memory.
     """
 
     def __init__(
-        self, kernel: Any, programs: int, values: tuple[Any, ...], options: Mapping[str, Any], loose: int = 0
+        self,
+        kernel: Any,
+        programs: int,
+        values: tuple[Any, ...],
+        options: Mapping[str, Any],
+        loose: int = 0,
+        descriptors: bool = False,
     ) -> None:
         self.kernel = kernel
         self.grid = (programs, 1, 1)
         self.values = values
         self.options = dict(options)
         self.loose = loose
-        self.compiled: dict[int, Callable[..., None]] = {}
+        self.lend = _lend_descriptors if descriptors else None
+        self.compiled: dict[int, Any] = {}
+        """Triton's compiled kernel for each device."""
 
     def __call__(self, *tensors: Tensor) -> None:
         """Launch on the current stream of the tensors' device. Their dtypes are the same in every call."""
         if compat.is_fake(tensors[0]):
             ahead.submit(self.kernel, (*tensors, *self.values), self.options, tensors[0].device)
             return
+        launched(self, tensors)
+        if self.lend is not None:
+            self.lend()
         addresses = [tensor.data_ptr() for tensor in tensors]
         together = 0
         for address in addresses[: len(addresses) - self.loose]:
             together |= address
         device = tensors[0].get_device()
-        run = self.compiled.get(device)
-        if run is None or together % 16 or device != torch.cuda.current_device():
+        made = self.compiled.get(device)
+        if made is None or together % 16 or device != compat.current_device():
             self._through_triton(tensors, keep=together % 16 == 0)
         else:
-            run(*addresses, *self.values)
+            made[self.grid](*addresses, *self.values)
+
+    def again(self, device: int) -> Callable[..., None] | None:
+        """The launch on a stream and addresses, multiples of 16 but for the last ``loose``; None before the first."""
+        made, values, lend = self.compiled.get(device), self.values, self.lend
+        if made is None:
+            return None
+        run = compat.triton_launcher(made, self.grid)
+
+        def launch(stream: int, *addresses: int) -> None:
+            if lend is not None:
+                lend()
+            run(stream, *addresses, *values)
+
+        return launch
 
     def _through_triton(self, tensors: tuple[Tensor, ...], keep: bool) -> None:
         if not tensors[0].is_cuda:  # the interpreter
@@ -75,4 +102,11 @@ class Launch:
         _LOG.debug("%s first launched, %.3f s", self.kernel.fn.__name__, time.perf_counter() - begin)
         if keep:
             ahead.compare(self.kernel, (*tensors, *self.values), self.options, device, made)
-            self.compiled[tensors[0].get_device()] = made[self.grid]
+            self.compiled[tensors[0].get_device()] = made
+
+
+def _lend_descriptors() -> None:
+    """Give Triton memory for descriptors. It asks per thread, and the backward has a thread of its own."""
+    import triton
+
+    triton.set_allocator(workspace.descriptors)

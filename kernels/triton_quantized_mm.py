@@ -15,9 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["set_allocator", "stream_kernel", "tiles_kernel"]
-
-set_allocator = triton.set_allocator
+__all__ = ["stream_kernel", "tiles_kernel"]
 
 
 @triton.jit

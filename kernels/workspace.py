@@ -15,6 +15,8 @@ from torch import Tensor
 
 from hadamard_fx import compat
 
+from .replay import lent
+
 __all__ = ["descriptors", "resident", "temporary", "zeros"]
 
 _BUFFERS: dict[tuple[str, torch.dtype, int, int], Tensor] = {}
@@ -25,17 +27,21 @@ _SMALLEST = 1 << 16
 def zeros(count: int, like: Tensor) -> Tensor:
     """At least ``count`` int32 zeros for a launch on the current stream of ``like``'s device, which leaves zeros."""
     if compat.is_fake(like) or not like.is_cuda or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=like.device)
-    device = like.get_device()
-    return _buffer("zeros", count, torch.int32, device, compat.raw_stream(device))
+        made = torch.zeros(count, dtype=torch.int32, device=like.device)
+    else:
+        device = like.get_device()
+        made = _buffer("zeros", count, torch.int32, device, compat.raw_stream(device))
+    return lent(made, lambda first: zeros(count, first))
 
 
 def temporary(purpose: str, count: int, dtype: torch.dtype, like: Tensor) -> Tensor:
     """At least ``count`` elements, uninitialised, for one launch on the current stream of ``like``'s device."""
     if compat.is_fake(like) or not like.is_cuda or torch.cuda.is_current_stream_capturing():
-        return torch.empty(count, dtype=dtype, device=like.device)
-    device = like.get_device()
-    return _buffer(purpose, count, dtype, device, compat.raw_stream(device))
+        made = torch.empty(count, dtype=dtype, device=like.device)
+    else:
+        device = like.get_device()
+        made = _buffer(purpose, count, dtype, device, compat.raw_stream(device))
+    return lent(made, lambda first: temporary(purpose, count, dtype, first))
 
 
 def descriptors(size: int, alignment: int, stream: int | None) -> Tensor:

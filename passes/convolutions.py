@@ -104,6 +104,12 @@ class Convolution:
         assert self.window is not None, f"{self.op} has no window"
         return self.window
 
+    @property
+    def sequence(self) -> int:
+        """Tokens of one image, 0 where their number varies."""
+        positions = value(self.x if self.transposed else self.gradient or self.call).shape[2:]
+        return math.prod(positions) if all(isinstance(extent, int) for extent in positions) else 0
+
     def sizes(self, of: Role) -> tuple[Extent, Extent, Extent]:
         """(M, N, K) of one of the products; groups leave K, or N, what it is in one group."""
         batch, _, *positions = value(self.x if self.transposed else self.gradient or self.call).shape

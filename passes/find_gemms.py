@@ -8,6 +8,7 @@ say themselves which is which.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -20,7 +21,7 @@ import torch.fx as fx
 from hadamard_fx.plan import Gemm, Role, Size
 
 from .convolutions import BACKWARD, FORWARD, Convolution, describe, is_convolution
-from .joint_graph import JointGraph, module_of, size_of, source_line, strip_transpose, strip_views, value
+from .joint_graph import RESHAPES, JointGraph, module_of, size_of, source_line, strip_transpose, strip_views, value
 
 aten = torch.ops.aten
 
@@ -51,7 +52,10 @@ class FindGemms:
             gemms.update(partners.of_convolution(Convolution.of(call)))
         by_name = {node.name: node for node in gemms}
         readers = weight_readers(by_name[gemm.node] for gemm in gemms.values() if gemm.role is Role.GRAD_WEIGHT)
-        return tuple(replace(gemms[node], held=_held(joint, node, gemms[node], readers)) for node in sorted(gemms))
+        return tuple(
+            replace(gemms[node], held=_held(joint, node, gemms[node], readers), sequence=_sequence(node, gemms[node]))
+            for node in sorted(gemms)
+        )
 
 
 def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, readers: frozenset[str]) -> bool:
@@ -67,6 +71,23 @@ def weight_readers(products: Iterable[fx.Node]) -> frozenset[str]:
     """Names of the nodes that read x for the given gradients of weights: themselves, or the call that they are of."""
     calls = (node.all_input_nodes[0] if node.target is operator.getitem else node for node in products)
     return frozenset(call.name for call in calls)
+
+
+def _sequence(node: fx.Node, gemm: Gemm) -> int:
+    """The tokens behind the first axis of the tensor that a product of all of them flattens, 0 where none is known."""
+    if gemm.role is not Role.GRAD_WEIGHT:
+        return 0
+    if node.target is operator.getitem:
+        return Convolution.of(node.all_input_nodes[0]).sequence
+    left, right = operands(node)
+    flat = strip_transpose(right if gemm.gradient == "left" else left)[0]
+    if flat.target not in RESHAPES:
+        return 0
+    shape, channels = value(flat.all_input_nodes[0]).shape, value(flat).shape[-1]
+    tokens = shape[1:-1]
+    if not tokens or shape[-1] != channels or not all(isinstance(extent, int) for extent in tokens):
+        return 0
+    return math.prod(tokens)
 
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:

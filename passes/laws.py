@@ -165,13 +165,15 @@ def _same_transform_on_both_sides(joint: JointGraph, plan: Plan | None) -> Itera
 
 
 def _transform(operand: object) -> tuple[object, object]:
-    """(order, rank) of the transform that made an operand's integers."""
+    """(order, rank, or which rows) of the transform that made an operand's integers."""
     assert isinstance(operand, fx.Node)
     operand = strip_transpose(operand)[0]
     assert isinstance(operand.args[0], fx.Node)
     made = operand.args[0]
     if made.target is load()["quantize_clipped"].op:
         return made.args[3], made.args[3]
+    if made.target is load()["quantize_kept"].op:
+        return made.args[2], made.args[2] if made.args[3] == "all" else made.args[3]
     if made.target is load()["quantize_weight"].op:
         return made.args[1], made.args[1]
     order = made.args[2]

@@ -58,6 +58,7 @@ def _neighbours(scheme: Scheme, role: Role) -> Iterator[Scheme]:
     if isinstance(scheme, LowRank):
         yield from (replace(scheme, rank=rank) for rank in (4, 16))
         yield replace(scheme, bits=4)
+    yield from rule_of(scheme).relatives(scheme)
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class _Chooser:
 
     def select(self, asked: Scheme) -> _Selected:
         if not isinstance(asked, Hadamard | LowRank):
-            return _Selected(asked, self.error(asked), ())
+            fitted, note = rule_of(asked).calibrated(asked, self.gemm, self.error)
+            return _Selected(fitted, self.error(fitted), tuple(filter(None, (note,))))
         scheme, notes = self._scale(asked)
         scheme, cut = self._deeper_cut(scheme)
         scheme, repairs = self._more_exact(scheme)

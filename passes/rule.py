@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -46,6 +47,19 @@ class SchemeRule(ABC):
     def note(self, scheme: Any, gemm: Gemm) -> str:
         """What a person should know of the choice, for its reason; ``""`` for nothing."""
         return ""
+
+    def relatives(self, scheme: Any) -> tuple[Scheme, ...]:
+        """What a calibration measures beside the scheme, for ``calibrated`` to choose among."""
+        return ()
+
+    def calibrated(self, scheme: Any, gemm: Gemm, error: Callable[[Scheme], float | None]) -> tuple[Scheme, str]:
+        """The scheme as a calibration fits it to the layer, and why; ``""`` where it is left as it is.
+
+        Args:
+            error: relative error of a scheme for this product, None where it is not known.
+        """
+        found: Scheme = scheme
+        return found, ""
 
     def variants(self, scheme: Any, gemm: Gemm, profile: DeviceProfile) -> tuple[Scheme, ...]:
         """What the price may choose among where the user left something to the device, the most exact one first."""

@@ -182,6 +182,7 @@ def test_bad_activations_never_give_plausible_gradients(bad: float) -> None:
         ({"grad_weight": {"rank": 32}}, "rank must be from 1 to the order 16"),
         ({"grad_weight": {"order": 12}}, "power of two"),
         ({"inductor": {"max_autotun": True}}, "no setting 'max_autotun'"),
+        ({"inductor": {"max_autotune": "yes"}}, "'max_autotune' takes a value of type bool, not 'yes'"),
     ],
 )
 def test_bad_options_are_clear_errors(options: dict[str, Any], message: str) -> None:

@@ -31,8 +31,9 @@ BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """No settings of this machine; profiles, passes and schemes that a page registers are forgotten."""
+    """No settings of this machine, a checkout's examples; profiles, passes and schemes of a page are forgotten."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT))
     for name in [name for name in os.environ if name.startswith("HADAMARD_FX_")]:
         monkeypatch.delenv(name)
     tables = (PROFILES, PASSES, load_rules(), Scheme.kinds)

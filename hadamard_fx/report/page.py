@@ -16,6 +16,8 @@ from markupsafe import Markup
 from ..fusion import Fusion
 from ..plan import Decision, Plan
 from . import pictures
+from .prices import prices
+from .saturation import Saturated
 from .table import short_names
 from .units import format_bytes, format_seconds, format_share
 
@@ -108,6 +110,8 @@ def view_of(report: Report) -> dict[str, Any]:
         "schemes": sorted({product["scheme"] for product in products}),
         "pictures": list(pictures.pictures(report)),
         "fusions": [_fusion(fusion) for fusion in report.fusions],
+        "prices": prices(report.plan),
+        "saturation": [_saturated(entry) for entry in report.saturation],
         "graphs": None if report.graphs is None else report.graphs.to_json(),
     }
 
@@ -231,4 +235,15 @@ def _fusion(fusion: Fusion) -> dict[str, str]:
         "layer": fusion.layer or "(no module)",
         "what": what,
         "saved": format_bytes(fusion.saved_bytes),
+    }
+
+
+def _saturated(entry: Saturated) -> dict[str, str]:
+    gemm = entry.decision.gemm
+    share = format_share(entry.saturated / max(entry.sums, 1))
+    return {
+        "layer": gemm.layer or "(no module)",
+        "role": str(gemm.role),
+        "share": share,
+        "of": f"{entry.saturated} of {entry.sums}",
     }

@@ -18,8 +18,6 @@ from harness import ratio, traced
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hadamard_fx.plan import Role
-
 NEAREST = {"rounding": "nearest"}
 HOT: dict[str, Any] = {"profile": "hot", "grad_input": NEAREST, "grad_weight": NEAREST}
 HDQT: dict[str, Any] = {
@@ -220,23 +218,3 @@ def test_all_products_are_the_equations(case: str, system: str) -> None:
     assert len(seen) + forward == len([d for d in trace.decisions if d.rewritten])
     for name in ("g_x", "g_w"):
         assert any(same_integers(pair, reference.integers[name]) for pair in seen), name
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-"))
-def test_the_plan_holds_the_unfolded_products(case: str) -> None:
-    layer, x, _ = drawn(case, 0, False)
-    compiled, trace = traced(nn.Sequential(layer, nn.Tanh()), HOT)
-    compiled(x.requires_grad_()).sum().backward()
-    tokens = layer(x).numel() // layer.out_channels
-    under = layer.weight[0].numel()
-    shapes = {d.gemm.role: (d.gemm.M.hint, d.gemm.N.hint, d.gemm.K.hint) for d in trace.decisions}
-    assert shapes == {
-        Role.FORWARD: (tokens, layer.out_channels, under),
-        Role.GRAD_INPUT: (tokens, under, layer.out_channels),
-        Role.GRAD_WEIGHT: (layer.out_channels, under, tokens),
-    }
-    for decision in trace.decisions:
-        gemm = decision.gemm
-        assert (gemm.layer, gemm.weight, gemm.op) == ("0", "0.weight", "convolution")
-        assert gemm.window is not None and gemm.window.kernel == layer.kernel_size
-        assert gemm.image.hint == x.numel() and gemm.flops == 2 * tokens * under * layer.out_channels

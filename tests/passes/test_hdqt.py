@@ -215,6 +215,7 @@ def test_saturated_sums_are_counted_and_reported() -> None:
     expected = sum(int(((a @ b.T).abs() > 7).sum()) for a, b in tiles)
     assert (counted["forward"].saturated, counted["forward"].sums) == (expected, 2 * 16 * 32)
     assert counted["grad_weight"].sums == 32 * 64
+    assert f"{expected} of 1024" in report.to_html()
     assert f"{expected} of 1024" in report.text() and report.as_dict()["saturation"][0]["saturated"] == expected
     compiled(x)
     assert report.saturation[0].sums == 2 * 2 * 16 * 32

@@ -15,6 +15,7 @@ from hadamard_fx.errors import ReportError
 from hadamard_fx.plan import Plan
 from hadamard_fx.report import Report
 from hadamard_fx.report.page import page
+from hadamard_fx.report.prices import prices
 
 CSS = Path(__file__).resolve().parents[2] / "hadamard_fx" / "report" / "web" / "page.css"
 VOID = {"meta", "input", "br", "img", "link"}
@@ -59,6 +60,16 @@ def test_page_says_everything():
     assert len([row for row in found.all("tr") if "data-role" in row]) == 12
     assert len(found.all("svg")) == 3
     assert sum("own" in (box.get("class") or "") for box in found.all("rect")) == 1
+
+
+def test_page_says_how_products_are_priced():
+    report = report_of()
+    algebra = str(report.formula(report.plan.decisions[0].gemm).expression)
+    words = Reading(report.to_html()).words
+    assert algebra in words and "Prices" in words
+    kinds = {(str(d.scheme), d.gemm.role) for d in report.plan.decisions}
+    assert len(prices(report.plan)) == len(kinds)
+    assert "bandwidth" in algebra and "M" in algebra
 
 
 def test_page_needs_nothing_else():
