@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from examples.resnet32 import ResNet32
 from examples.vit import VisionTransformer
 
 __all__ = ["MODELS", "Workload"]
@@ -93,6 +94,13 @@ def vit_b(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
     return Workload(module, _images(batch, 224, 3, 1000, device, dtype), f"examples.vit, ViT-B/16, batch {batch}")
 
 
+def resnet32(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
+    """ResNet-32 for images of 32×32, by this repository's own module (needs no package)."""
+    batch = batch or (4 if quick else 32 if device == "cpu" else 512)
+    module = Classifier(ResNet32(100, blocks=1 if quick else 5)).to(device, dtype)
+    return Workload(module, _images(batch, 32, 3, 100, device, dtype), f"examples.resnet32, batch {batch}")
+
+
 def digits(batch: int, device: str, dtype: torch.dtype, quick: bool) -> Workload:
     """The transformer of ``examples/digits_vit.py`` on a CPU, with random images."""
     batch = batch or 64
@@ -163,6 +171,7 @@ MODELS: dict[str, Factory] = {
         "efficientformer_l7", 128, depths=(1, 1, 1, 2), embed_dims=(24, 48, 96, 192), num_vit=1
     ),
     "vit_b": vit_b,
+    "resnet32": resnet32,
     "digits": digits,
 }
 """All that ``--model`` knows."""

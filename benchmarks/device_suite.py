@@ -28,11 +28,13 @@ SUITE: dict[str, tuple[int, list[str]]] = {
     "llama-4k": (120, ["training_step.py", "--model", "llama_1b_4k", "--rounds", "8"]),
     "gpt2": (120, ["training_step.py", "--model", "gpt2_medium"]),
     "resnet": (120, ["training_step.py", "--model", "resnet50"]),
+    "resnet32": (120, ["training_step.py", "--model", "resnet32"]),
     "efficientformer": (150, ["training_step.py", "--model", "efficientformer_l7"]),
     "kernels": (60, ["transform_kernels.py"]),
     "one-read": (60, ["one_read.py"]),
     "compile": (150, ["compile_time.py", "--repeat", "1", "--contenders", "inductor,hot"]),
     "saved": (30, ["saved_bytes.py"]),
+    "convolutions": (60, ["convolutions.py"]),
     "digits": (120, ["digits_accuracy.py", "--seeds", "3"]),
     "vit-autocast": (120, ["training_step.py", "--model", "vit_b16", "--precision", "autocast"]),
 }

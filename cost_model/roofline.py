@@ -18,7 +18,7 @@ from hadamard_fx.plan import Gemm
 
 from .device_profile import DeviceProfile
 
-__all__ = ["UNIT_OF_DTYPE", "exact_product", "exact_traffic", "figures", "launch_time", "seconds"]
+__all__ = ["UNIT_OF_DTYPE", "exact_convolution", "exact_product", "exact_traffic", "figures", "launch_time", "seconds"]
 
 UNIT_OF_DTYPE = {
     "float32": (4, "float32", 1),
@@ -107,6 +107,30 @@ def exact_product(
     )
 
 
+def exact_convolution(
+    m: Expression,
+    n: Expression,
+    k: Expression,
+    image: Expression,
+    unfolded: str,
+    itemsize: int,
+    unit: str,
+    factor: int,
+) -> Traffic:
+    """A convolution as the user wrote it: the operations of its unfolded product, and x as it is, not unfolded.
+
+    Args:
+        m, n, k: of the unfolded product.
+        image: elements of x, or of its gradient.
+        unfolded: which matrix of the product stands for x: ``"left"``, ``"right"`` or ``"result"``.
+        itemsize, unit, factor: as in ``exact_product``.
+    """
+    sides = {"left": m * k, "right": n * k, "result": m * n, unfolded: image}
+    read = (sides["left"] + sides["right"]) * itemsize
+    written, operations, programs = sides["result"] * itemsize, factor * 2 * m * n * k, product_programs(m, n, k)
+    return Traffic("convolution", read, written, operations, unit, programs=programs)
+
+
 def exact_traffic(gemm: Gemm) -> Traffic:
     """The product as the user wrote it, in the operands' dtype.
 
@@ -114,4 +138,7 @@ def exact_traffic(gemm: Gemm) -> Traffic:
     product that nobody may rewrite has a price too.
     """
     size, unit, factor = UNIT_OF_DTYPE.get(gemm.dtype, (4, "float32", 1))
+    if gemm.window is not None:
+        sizes = gemm.M.hint, gemm.N.hint, gemm.K.hint, gemm.image.hint
+        return exact_convolution(*sizes, gemm.unfolded, size, unit, factor)
     return exact_product(gemm.M.hint, gemm.N.hint, gemm.K.hint, gemm.batch.hint, size, unit, factor)

@@ -29,6 +29,7 @@ class Sizes:
     Attributes:
         m, n, k, batch: of the product.
         gradient, saved: the axis of the gradient, and of the other operand, that is not contracted.
+        image: elements of what a convolution unfolds, 0 elsewhere.
     """
 
     m: Expression
@@ -37,12 +38,13 @@ class Sizes:
     batch: Expression
     gradient: Expression
     saved: Expression
+    image: Expression = 0
 
 
 def sizes_of(gemm: Gemm) -> Sizes:
     """The numbers; a symbolic extent counts by its hint."""
     m, n, k, batch = gemm.M.hint, gemm.N.hint, gemm.K.hint, gemm.batch.hint
-    return Sizes(m, n, k, batch, *((m, n) if gemm.gradient == "left" else (n, m)))
+    return Sizes(m, n, k, batch, *((m, n) if gemm.gradient == "left" else (n, m)), gemm.image.hint)
 
 
 @dataclass(frozen=True)

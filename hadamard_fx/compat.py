@@ -147,7 +147,8 @@ def is_gradient(descriptor: object) -> bool:
 
 def fresh_fake_mode(values: Sequence[Any]) -> FakeTensorMode:
     """The fake mode that the fake tensors among the given values, or in lists among them, live in, or a new one."""
-    return next((tensor.fake_mode for tensor in tensors(values) if isinstance(tensor, FakeTensor)), FakeTensorMode())
+    known = next((tensor.fake_mode for tensor in tensors(values) if isinstance(tensor, FakeTensor)), None)
+    return FakeTensorMode() if known is None else known
 
 
 def tensors(values: Sequence[Any]) -> Iterator[torch.Tensor]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from .scheme import Exact, Hadamard, LowRank, Scheme
+from .window import Window
 
 __all__ = [
     "Candidate",
@@ -68,7 +69,8 @@ class Gemm:
         role: what the product computes.
         layer: the module path in the user's model, ``"blocks.0.mlp.fc1"``.
         left, right: names of the operand nodes, stripped of transposes.
-        op: ``"mm"``, ``"addmm"``, ``"bmm"`` or ``"baddbmm"``; ``"addmm with factors"`` where alpha or beta is given.
+        op: ``"mm"``, ``"addmm"``, ``"bmm"`` or ``"baddbmm"``; ``"addmm with factors"`` where alpha or beta is given;
+            ``"convolution"``, ``"grouped convolution"`` and so on, with the sizes of its unfolded form.
         gradient: which operand depends on the incoming gradient, ``"left"``, ``"right"``, or ``""`` in the forward.
         dtype: of the operands, ``"bfloat16"``.
         device: type of the device, ``"cuda"``.
@@ -78,6 +80,8 @@ class Gemm:
         sequence: tokens of one sequence or image of the saved operand, where the tokens of several are contracted; 0
             where there is but one axis of tokens, or their number varies.
         source: the user's source line.
+        window: of a convolution: M, N, K are those of the product with x unfolded under it; None elsewhere.
+        image: elements of the x that is unfolded, 0 elsewhere.
     """
 
     node: str
@@ -98,6 +102,8 @@ class Gemm:
     held: bool = False
     source: str = ""
     sequence: int = 0
+    window: Window | None = None
+    image: Size = Size(0)
 
     @property
     def saved(self) -> str:
@@ -113,6 +119,16 @@ class Gemm:
     def gradient_extent(self) -> int:
         """Length of the axis of the gradient that is not contracted."""
         return (self.M if self.gradient == "left" else self.N).hint
+
+    @property
+    def operation(self) -> str:
+        """``"mm"``, ``"convolution 3×3, stride 2"``."""
+        return self.op if self.window is None else f"{self.op} {self.window}"
+
+    @property
+    def unfolded(self) -> str:
+        """Of a convolution: the matrix that stands for x or its gradient: ``"left"``, ``"right"`` or ``"result"``."""
+        return {Role.GRAD_INPUT: "result", Role.GRAD_WEIGHT: "right"}.get(self.role, "left")
 
     @property
     def flops(self) -> int:
@@ -255,7 +271,10 @@ def _decision_to_json(decision: Decision) -> dict[str, Any]:
 
 def _decision_from_json(data: dict[str, Any]) -> Decision:
     fields = dict(data["gemm"], role=Role(data["gemm"]["role"]))
-    fields.update({key: Size(**_known(Size, fields[key])) for key in ("M", "N", "K", "batch")})
+    sizes = (key for key in ("M", "N", "K", "batch", "image") if key in fields)
+    fields.update({key: Size(**_known(Size, fields[key])) for key in sizes})
+    if fields.get("window") is not None:
+        fields["window"] = Window(**{key: tuple(values) for key, values in _known(Window, fields["window"]).items()})
     return Decision(
         gemm=Gemm(**_known(Gemm, fields)),
         scheme=Scheme.from_json(data["scheme"]),

@@ -19,6 +19,7 @@ from hadamard_fx.scheme import Exact, Scheme
 
 from .lqs import LARGEST_ERROR, refined
 from .rule import QUANTISABLE, rule_of
+from .unfolding import note_on, price_of, works_of
 
 __all__ = ["Alternative", "Alternatives", "alternatives"]
 
@@ -153,11 +154,11 @@ class _Finder:
         return relative_error(scheme, self.gemm, self.calibration.statistics(self.gemm) if self.calibration else None)
 
     def _priced(self, scheme: Scheme, note: str = "") -> Alternative:
-        rule = rule_of(scheme)
-        cost = rule.price(scheme, self.gemm, self.profile, self.sharing)
+        cost = price_of(scheme, self.gemm, self.profile, self.sharing)
         if cost.error is None:
             cost = replace(cost, error=self._predicted_error(scheme))
-        return Alternative(scheme, cost, rule.works(scheme, self.gemm, sizes_of(self.gemm)), note=note)
+        note = "; ".join(filter(None, (note, note_on(scheme, self.gemm))))
+        return Alternative(scheme, cost, works_of(scheme, self.gemm, sizes_of(self.gemm)), note=note)
 
 
 def _with_margins(found: list[Alternative], first: float) -> Iterator[Alternative]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
@@ -21,6 +22,12 @@ SAVE = "hadamard_fx_save"
 
 PRODUCT = "hadamard_fx_product"
 """``meta`` key of a node that a scheme's rule built: the product, by name, whose decision answers for it."""
+
+MATRIX = "hadamard_fx_matrix"
+"""``meta`` key of a convolution's operand as a matrix: what it holds, however often it is made."""
+
+IN_BACKWARD = "must_be_in_backward"
+"""The partitioner's tag of a node that it must not compute in the forward."""
 
 _INHERITED = ("nn_module_stack", "fwd_nn_module_stack", "stack_trace", "seq_nr", "original_aten", "custom")
 _RECOMPUTE = ("recompute", "ac_graph_id")
@@ -79,7 +86,7 @@ class GraphEditor:
         if self.product:
             node.meta[PRODUCT] = self.product
         if backward:
-            node.meta["partitioner_tag"] = "must_be_in_backward"
+            node.meta["partitioner_tag"] = IN_BACKWARD
         return node
 
     def inline(
@@ -93,7 +100,8 @@ class GraphEditor:
             function: one tensor from tensors, pure, in PyTorch; no branch on their values.
             like, backward: as in ``call``; where a checkpointed region recomputes ``like``, it recomputes these too.
         """
-        traced = compat.trace(function, [value(operand) for operand in operands])
+        values = [value(operand) for operand in operands]
+        traced, mode = self._trace(function, values), compat.fresh_fake_mode(values)
         inputs, made = iter(operands), {}
         for node in traced.nodes:
             if node.op == "placeholder":
@@ -102,11 +110,27 @@ class GraphEditor:
                 result: fx.Node = made[node.args[0]]
             else:
                 copy = made[node] = self.graph.node_copy(node, made.__getitem__)
-                copy.meta = {"val": node.meta["val"], **{key: like.meta[key] for key in _INHERITED if key in like.meta}}
-                self._tagged(copy, backward)
+                copy.meta = {key: like.meta[key] for key in _INHERITED if key in like.meta}
+                args, kwargs = fx.map_arg((copy.args, copy.kwargs), lambda operand: operand.meta["val"])
+                with mode:  # a fake of its own: two nodes that share one would pass for one tensor
+                    copy.meta["val"] = node.target(*args, **kwargs)
+                # A size that is read off an operand must not hold the operand until the backward.
+                self._tagged(copy, backward and isinstance(copy.meta["val"], torch.Tensor))
                 if not backward:
                     inherit_recomputation(copy, like)
         return result
+
+    def _trace(self, function: Callable[..., torch.Tensor], values: list[torch.Tensor]) -> fx.Graph:
+        """``compat.trace``; layers of the same sizes share one, which takes far longer than to copy it."""
+        parts: tuple[Any, ...] = (function,)
+        if isinstance(function, functools.partial):  # two of them are never equal
+            parts = (function.func, function.args, *function.keywords.items())
+        layouts = tuple((*value.shape, *value.stride(), value.dtype, value.device) for value in values)
+        fixed = all(not isinstance(entry, torch.SymInt) for layout in layouts for entry in layout)
+        if not fixed:
+            return compat.trace(function, values)
+        traced: fx.Graph = self.once(("traced", parts, layouts), lambda: compat.trace(function, values))
+        return traced
 
     def uniform(self, like: fx.Node) -> fx.Node:
         """Random numbers in [0, 1), float32, in the shape of ``like``: drawn anew in every backward pass."""
@@ -158,7 +182,7 @@ class GraphEditor:
         first = next(node for node in self.graph.nodes if node.op != "placeholder")
         with self.graph.inserting_before(first):
             vector = self.graph.call_function(compat.seeds_op, (0, device))
-        vector.meta["partitioner_tag"] = "must_be_in_backward"
+        vector.meta["partitioner_tag"] = IN_BACKWARD
         mode = compat.fresh_fake_mode([like.meta["val"]])
         with mode:
             vector.meta["val"] = torch.empty([0], dtype=torch.int64, device=device)
@@ -176,10 +200,13 @@ class GraphEditor:
         return self.graph.inserting_before(following)
 
     def compresses_in_backward(self, node: fx.Node) -> bool:
-        """``node`` lives until the backward anyhow, so that keeping a compressed copy beside it would only cost.
+        """``node`` lives until the backward anyhow, so that keeping a compressed copy beside it would only cost; or it
+        is made there.
 
         A checkpointed region holds what enters it: what is made outside and read inside.
         """
+        if node.meta.get("partitioner_tag") == IN_BACKWARD:
+            return True
         enters = "recompute" not in node.meta and any("recompute" in r.meta for r in self.joint.readers(node))
         return enters or self.joint.held(node, self._rewritten)
 

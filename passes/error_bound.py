@@ -61,6 +61,8 @@ def result_errors(joint: JointGraph, plan: Plan, calibration: Calibration | None
             statistics = known.get(node.name)
             squares = (left + right) / (statistics.coherence if statistics else 1.0) + error**2
             bound = max(bound, (1 + left_bound) * (1 + right_bound) * (1 + error) - 1)
+        elif error := own.get(node.name, 0.0):  # what takes the gradient of a convolution out of its call
+            squares, bound = squares + error**2, (1 + bound) * (1 + error) - 1
         found[node] = squares, bound
     (outputs,) = joint.graph.find_nodes(op="output")[0].args
     results = outputs if isinstance(outputs, (list, tuple)) else (outputs,)

@@ -2,24 +2,26 @@
 
 A backward product has one operand in T. It belongs to the forward product with its ``seq_nr``: if its other operand is
 the forward's left one, it is the gradient of the right one, and the other way round. "The other operand is a
-placeholder, so it is the weight" would be wrong: a first layer's x is a placeholder too.
+placeholder, so it is the weight" would be wrong: a first layer's x is a placeholder too. The gradients of a convolution
+say themselves which is which.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.fx as fx
 
-from hadamard_fx import compat
 from hadamard_fx.plan import Gemm, Role, Size
 
-from .joint_graph import RESHAPES, JointGraph, module_of, source_line, strip_transpose, strip_views, value
+from .convolutions import BACKWARD, FORWARD, Convolution, describe, is_convolution
+from .joint_graph import RESHAPES, JointGraph, module_of, size_of, source_line, strip_transpose, strip_views, value
 
 aten = torch.ops.aten
 
@@ -28,6 +30,7 @@ LEFT_OPERAND = {
     aten.addmm.default: 1,
     aten.bmm.default: 0,
     aten.baddbmm.default: 1,
+    FORWARD: 0,
 }
 """Position of the left operand; the right one follows it."""
 
@@ -39,30 +42,43 @@ class FindGemms:
     name: ClassVar[str] = "find-gemms"
 
     def analyse(self, joint: JointGraph) -> tuple[Gemm, ...]:
-        """Every mm, addmm, bmm, baddbmm with role, sizes, layer name and operands."""
+        """Every mm, addmm, bmm, baddbmm and convolution with role, sizes, layer name and operands."""
         products = [node for node in joint.graph.nodes if node.target in LEFT_OPERAND]
         forward = {node: _describe_forward(joint, node) for node in products if not _backward(joint, node)}
         _separate_layers(forward)
         partners = _Partners(joint, forward)
         gemms = {node: forward[node] if node in forward else partners.describe(node) for node in products}
-        weights = frozenset(node.name for node, gemm in gemms.items() if gemm.role is Role.GRAD_WEIGHT)
+        for call in joint.graph.find_nodes(op="call_function", target=BACKWARD):
+            gemms.update(partners.of_convolution(Convolution.of(call)))
+        by_name = {node.name: node for node in gemms}
+        readers = weight_readers(by_name[gemm.node] for gemm in gemms.values() if gemm.role is Role.GRAD_WEIGHT)
         return tuple(
-            replace(gemm, held=_held(joint, node, gemm, weights), sequence=_sequence(node, gemm))
-            for node, gemm in gemms.items()
+            replace(gemms[node], held=_held(joint, node, gemms[node], readers), sequence=_sequence(node, gemms[node]))
+            for node in sorted(gemms)
         )
 
 
-def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, weights: frozenset[str]) -> bool:
+def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, readers: frozenset[str]) -> bool:
     if gemm.role is not Role.GRAD_WEIGHT:
         return False
+    if node.target is operator.getitem:
+        return joint.held(Convolution.of(node.all_input_nodes[0]).x, readers)
     left, right = operands(node)
-    return joint.held(right if gemm.gradient == "left" else left, weights)
+    return joint.held(right if gemm.gradient == "left" else left, readers)
+
+
+def weight_readers(products: Iterable[fx.Node]) -> frozenset[str]:
+    """Names of the nodes that read x for the given gradients of weights: themselves, or the call that they are of."""
+    calls = (node.all_input_nodes[0] if node.target is operator.getitem else node for node in products)
+    return frozenset(call.name for call in calls)
 
 
 def _sequence(node: fx.Node, gemm: Gemm) -> int:
     """The tokens behind the first axis of the tensor that a product of all of them flattens, 0 where none is known."""
     if gemm.role is not Role.GRAD_WEIGHT:
         return 0
+    if node.target is operator.getitem:
+        return Convolution.of(node.all_input_nodes[0]).sequence
     left, right = operands(node)
     flat = strip_transpose(right if gemm.gradient == "left" else left)[0]
     if flat.target not in RESHAPES:
@@ -86,29 +102,27 @@ def _backward(joint: JointGraph, node: fx.Node) -> bool:
     return any(operand in joint.tangent_closure for operand in operands(node))
 
 
-def _size(extent: int | torch.SymInt) -> Size:
-    return Size(compat.lookup_hint(extent), compat.symbol(extent))
-
-
 def _describe(
     joint: JointGraph, node: fx.Node, role: Role, layer: str, weight: str, frozen: bool, gradient: str = ""
 ) -> Gemm:
+    if is_convolution(node):
+        return describe(Convolution.of(node), node, role, layer, weight, frozen)
     left, right = operands(node)
     *batch, rows, contracted = value(left).shape
     return Gemm(
         node=node.name,
         role=role,
         layer=layer,
-        M=_size(rows),
-        N=_size(value(right).shape[-1]),
-        K=_size(contracted),
+        M=size_of(rows),
+        N=size_of(value(right).shape[-1]),
+        K=size_of(contracted),
         dtype=str(value(left).dtype).removeprefix("torch."),
         device=value(left).device.type,
         left=joint.representative(strip_transpose(left)[0]).name,
         right=joint.representative(strip_transpose(right)[0]).name,
         op=str(node.target).split(".")[1] + (" with factors" if node.kwargs else ""),
         gradient=gradient,
-        batch=_size(batch[0]) if batch else Size(1),
+        batch=size_of(batch[0]) if batch else Size(1),
         weight=weight,
         frozen=frozen,
         source=source_line(node),
@@ -117,7 +131,8 @@ def _describe(
 
 def _describe_forward(joint: JointGraph, node: fx.Node) -> Gemm:
     parameters: frozenset[fx.Node] = frozenset()
-    for operand in reversed(operands(node)):  # the right one first: a layer's weight
+    # The right one first: a layer's weight. A convolution's weight is the right one and nothing else.
+    for operand in reversed(operands(node)[1:] if is_convolution(node) else operands(node)):
         parameters = parameters or joint.parameters_of.get(operand, frozenset())
     facts = [joint.facts(parameter) for parameter in sorted(parameters, key=lambda p: p.name)]
     role = Role.FORWARD if facts else Role.ACTIVATION
@@ -165,7 +180,7 @@ class _Partners:
     def describe(self, node: fx.Node) -> Gemm:
         left, right = operands(node)
         in_tangents = [operand in self.joint.tangent_closure for operand in (left, right)]
-        if all(in_tangents):
+        if all(in_tangents) or is_convolution(node):
             return _describe(self.joint, node, Role.ACTIVATION, module_of(node) or node.name, "", False)
         saved, gradient = (right, "left") if in_tangents[0] else (left, "right")
         for partner, is_left in self._matches(node, saved):
@@ -179,6 +194,23 @@ class _Partners:
             role = Role.GRAD_INPUT if other in self.joint.parameters_of else Role.ACTIVATION
             return _describe(self.joint, node, role, gemm.layer, gemm.weight, gemm.frozen, gradient)
         return self._without_partner(node, saved, gradient)
+
+    def of_convolution(self, convolution: Convolution) -> Iterator[tuple[fx.Node, Gemm]]:
+        """The products of a call of ``convolution_backward``, each with the node that takes it out."""
+        call, weight = convolution.call, convolution.weight
+        both = (convolution.x, weight)
+        same = (node for node in self.by_sequence.get(call.meta.get("seq_nr", -1), ()) if operands(node) == both)
+        partner = next(same, None)
+        facts = [self.joint.facts(p) for p in sorted(self.joint.parameters_of.get(weight, ()), key=lambda p: p.name)]
+        layer = _layer_of(call, [fact.name for fact in facts]) if partner is None else self.forward[partner].layer
+        frozen = bool(facts) and not any(fact.requires_grad for fact in facts)
+        one_sided = convolution.gradient in self.joint.tangent_closure and not self.joint.tangent_closure & {*both}
+        for node, role in convolution.products():
+            if convolution.x in self.joint.persistent and facts:
+                role = Role.PARAMETERS
+            elif not (facts and one_sided):
+                role = Role.ACTIVATION
+            yield node, describe(convolution, node, role, layer, ", ".join(fact.name for fact in facts), frozen)
 
     def _matches(self, node: fx.Node, saved: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
         """Forward products that share ``saved`` as an operand, and whether it is their left one."""

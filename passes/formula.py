@@ -12,7 +12,7 @@ from hadamard_fx.errors import SchemeError
 from hadamard_fx.kernels.traffic import OWN_RATES, UNITS
 from hadamard_fx.plan import Gemm, Scheme, Size
 
-from .rule import rule_of
+from .unfolding import works_of
 
 __all__ = ["Formula", "formula"]
 
@@ -22,9 +22,10 @@ class Formula:
     """Predicted seconds of one product under one scheme, before what it shares with others is split.
 
     Attributes:
-        expression: a sympy expression in M, N, K (and B where the product is batched) and in the figures of a device:
+        expression: a sympy expression in M, N, K (B where the product is batched, X elements of
+            a convolution's x) and in the figures of a device:
             ``launch`` (s), ``bandwidth`` (bytes/s), ``rate_int8`` (operations/s) and so on.
-        sizes: M, N, K and B: numbers, with the expressions that they stand for where the shape is dynamic.
+        sizes: M, N, K, B and X: numbers, with the expressions that they stand for where the shape is dynamic.
     """
 
     expression: Any
@@ -65,7 +66,8 @@ def formula(scheme: Scheme, gemm: Gemm, *, waves: bool | None = None) -> Formula
     """
     m, n, k = (_symbol(name) for name in "MNK")
     batch = 1 if gemm.batch == Size(1) else _symbol("B")
-    works = rule_of(scheme).works(scheme, gemm, Sizes(m, n, k, batch, *((m, n) if gemm.gradient == "left" else (n, m))))
+    image = 0 if gemm.window is None else _symbol("X")
+    works = works_of(scheme, gemm, Sizes(m, n, k, batch, *((m, n) if gemm.gradient == "left" else (n, m)), image))
     if not works:
         raise SchemeError(f"the rule of scheme {scheme.kind!r} defines price, not works: it has no formula")
     names = [*(f"rate_{unit}" for unit in (*UNITS, *OWN_RATES)), *(f"rescales_{unit}" for unit in PRODUCTS)]
@@ -74,13 +76,15 @@ def formula(scheme: Scheme, gemm: Gemm, *, waves: bool | None = None) -> Formula
         known["processors"] = 0
     total = sum(launch_time(work.launch.traffic, known) for work in works if work.launch is not None)
     sizes = {"M": gemm.M, "N": gemm.N, "K": gemm.K, **({"B": gemm.batch} if gemm.batch != Size(1) else {})}
+    if gemm.window is not None:
+        sizes["X"] = gemm.image
     return Formula(_readable(total), tuple(sizes.items()))
 
 
 def _symbol(name: str) -> Any:
     import sympy
 
-    return sympy.Symbol(name, positive=True, integer=name in "MNKB" or None)
+    return sympy.Symbol(name, positive=True, integer=name in "MNKBX" or None)
 
 
 def _readable(expression: Any) -> Any:

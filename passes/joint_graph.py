@@ -16,6 +16,7 @@ import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
+from hadamard_fx.plan import Size
 
 aten = torch.ops.aten
 
@@ -209,6 +210,11 @@ def value(node: fx.Node) -> torch.Tensor:
     """The fake tensor that stands for a node's result."""
     result: torch.Tensor = node.meta["val"]
     return result
+
+
+def size_of(extent: int | torch.SymInt) -> Size:
+    """An extent for a plan: its number, or its hint and expression."""
+    return Size(compat.lookup_hint(extent), compat.symbol(extent))
 
 
 def sums_all_but_last(node: fx.Node) -> bool:

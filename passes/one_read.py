@@ -21,6 +21,7 @@ from hadamard_fx.scheme import Hadamard, LowRank
 
 from .candidates import Candidate
 from .chains import is_extern, kind_of, readers, row_views
+from .convolutions import CONVOLUTION
 from .find_gemms import operands
 from .find_producers import grow_all
 from .joint_graph import JointGraph, strip_transpose, value
@@ -119,6 +120,8 @@ class FindOneReads:
         found: dict[fx.Node, _Gradient] = {}
         for gemm in gemms:
             form = _Gradient.kinds.get(gemm.role)
+            if CONVOLUTION in gemm.op:  # the rows of its g_y are made by the rewrite
+                continue
             if form is None or gemm.device not in self.devices or any(size.symbol for size in (gemm.M, gemm.N, gemm.K)):
                 continue
             node = by_name[gemm.node]

@@ -1,4 +1,4 @@
-"""Replace every product that the plan rewrites by what its scheme's rule builds."""
+"""Replace every product that the plan rewrites by what its scheme's rule builds; convolutions are unfolded first."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hadamard_fx.plan import Plan
 from .editing import GraphEditor
 from .joint_graph import JointGraph
 from .rule import rule_of
+from .unfold_convolutions import UnfoldConvolutions
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class RewriteGemms:
 
     def rewrite(self, joint: JointGraph) -> None:
         """Edit the graph in place; nodes that the plan leaves alone are not touched."""
-        by_name = {node.name: node for node in joint.graph.nodes}
         decisions = self.plan.rewrites()
+        joint = UnfoldConvolutions(decisions).rewrite(joint)
+        by_name = {node.name: node for node in joint.graph.nodes}
         counters = self.plan.digest() if self.plan.counts_saturation else ""
         editor = GraphEditor(joint, frozenset(d.gemm.node for d in decisions), counters)
         _ = joint.tangent_closure, joint.parameters_of  # of the graph as it was before the first edit

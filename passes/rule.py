@@ -24,6 +24,7 @@ from hadamard_fx.errors import SchemeError
 from hadamard_fx.kernels.library import load
 from hadamard_fx.plan import Cost, Gemm, Role, Scheme, Size
 
+from .convolutions import CONVOLUTION
 from .editing import GraphEditor
 from .joint_graph import value
 
@@ -86,18 +87,24 @@ class SchemeRule(ABC):
         works = self.works(scheme, gemm, sizes_of(gemm))
         if not works:
             raise SchemeError(f"the rule of scheme {scheme.kind!r} prices nothing; define price or works")
-        kept = [work for work in works if work.shared is not None and _is_of_saved(work)]
-        own = seconds_of([work for work in works if work not in kept], profile)
-        saved = sum(int(work.kept) for work in kept) // sharing
-        return Cost(own + seconds_of(kept, profile) / sharing, saved)
+        return cost_of(works, profile, sharing)
 
     @abstractmethod
     def rewrite(self, scheme: Any, node: fx.Node, editor: GraphEditor) -> fx.Node:
         """Build the new product in front of ``node`` and return it; the caller replaces the uses."""
 
 
-def _is_of_saved(work: Work) -> bool:
-    return bool(isinstance(work.shared, tuple) and work.shared[0] == "saved")
+def is_of_saved(work: Work) -> bool:
+    """It makes, or keeps, the operand that lives between forward and backward."""
+    return isinstance(work.shared, tuple) and bool(work.shared[0] == "saved")
+
+
+def cost_of(works: tuple[Work, ...], profile: DeviceProfile, sharing: int) -> Cost:
+    """Their sum; ``sharing`` products split what they do for the saved operand."""
+    kept = [work for work in works if is_of_saved(work)]
+    own = seconds_of([work for work in works if work not in kept], profile)
+    saved = sum(int(work.kept) for work in kept) // sharing
+    return Cost(own + seconds_of(kept, profile) / sharing, saved)
 
 
 RULES: dict[type[Scheme], SchemeRule] = {}
@@ -153,8 +160,8 @@ def why_not_quantised(gemm: Gemm) -> str:
         return "a batched product of a parameter is left alone"
     if gemm.op == "bmm":
         return "a batched product is left alone"
-    if gemm.op not in (("mm", "addmm") if gemm.role is Role.FORWARD else ("mm",)):
-        return f"{gemm.op} is left alone"
+    if gemm.op not in (CONVOLUTION, "mm", *(("addmm",) if gemm.role is Role.FORWARD else ())):
+        return f"a {gemm.op} is left alone" if CONVOLUTION in gemm.op else f"{gemm.op} is left alone"
     if 0 in (gemm.M.hint, gemm.N.hint, gemm.K.hint):
         return "an empty product"
     if gemm.device == "cuda" and importlib.util.find_spec("triton") is None:

@@ -9,6 +9,7 @@ from hadamard_fx.cost_model.device_profile import DeviceProfile
 from hadamard_fx.plan import Candidate, Decision, Plan, Role
 
 from .rule import rule_of
+from .unfolding import price_of
 
 __all__ = ["settle"]
 
@@ -46,7 +47,7 @@ def _settle(former: Decision, decision: Decision, name: str, profile: DeviceProf
     cost = (
         decision.exact_cost
         if rule.illegal(scheme, decision.gemm)
-        else rule.price(scheme, decision.gemm, profile, sharing)
+        else price_of(scheme, decision.gemm, profile, sharing)
     )
     others = tuple(c for c in former.rejected if c.scheme != scheme)
     passed_over = Candidate(former.scheme, f"pass {name!r} took another: {told}", former.cost)

@@ -52,7 +52,7 @@ def single_product(
     joint.graph = module.graph
     (node,) = module.graph.find_nodes(op="call_function", target=aten.mm.default)
     (m, k), n = left.shape, right.shape[1]
-    alone = replace(gemm, node=node.name, op="mm", left=names["left"], right=names["right"], batch=Size(1))
+    alone = replace(gemm, node=node.name, op="mm", left=names["left"], right=names["right"], batch=Size(1), window=None)
     alone = replace(alone, M=Size(m), N=Size(n), K=Size(k))
     decision = Decision(alone, scheme, Cost(0.0), Cost(0.0), "to be measured")
     if decision.rewritten:

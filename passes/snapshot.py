@@ -97,7 +97,7 @@ def describe_change(before: Snapshot, after: Snapshot) -> str:
     """``"4 decisions"``, ``"+12 −3 nodes"``, ``""`` where nothing changed."""
     if before.plan is not after.plan and after.plan is not None:
         old = {d.gemm.node: d for d in before.plan.decisions} if before.plan is not None else {}
-        changed = sum(old.get(d.gemm.node) != d for d in after.plan.decisions)
-        return f"{changed} decision{'s' * (changed != 1)}" if changed else ""
+        if changed := sum(old.get(d.gemm.node) != d for d in after.plan.decisions):
+            return f"{changed} decision{'s' * (changed != 1)}"
     was, now = set(before.nodes), set(after.nodes)
     return f"+{len(now - was)} −{len(was - now)} nodes" if was != now else ""

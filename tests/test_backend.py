@@ -218,3 +218,27 @@ def test_explain_neither_trains_nor_generates_code() -> None:
     assert report.saved_after is not None and report.saved_before is not None
     assert "grad_weight" in str(explanation)
     assert json.loads(explanation.to_json())[0]["schema"] == "hadamard_fx.report"
+
+
+def test_convolutions_through_inductor() -> None:
+    """Exact forward and exact g_x are Inductor's own, bit for bit; the other products are rounded in 8 bits."""
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(6, 16, 3, stride=2, padding=1), nn.Tanh(), nn.Conv2d(16, 8, 3, bias=False))
+
+    fine = {"bits": 8, "rounding": "nearest"}
+    options = {"grad_input": fine, "grad_weight": {**fine, "rank": 16}, "overrides": {"0": {"grad_input": "exact"}}}
+    found, expected = net(), net()
+    x, same = (torch.randn(4, 6, 13, 9, generator=torch.Generator().manual_seed(2)).requires_grad_() for _ in range(2))
+    y = step(found, x, {"profile": "hot", **options})
+    z = torch.compile(expected, backend="inductor")(same)
+    z.float().square().mean().backward()
+    assert torch.equal(y, z)
+    leaves = zip((x, *found.parameters()), (same, *expected.parameters()), strict=True)
+    pairs = [(p.grad, q.grad) for p, q in leaves]
+    ratios = [float((p - q).norm() / q.norm()) for p, q in pairs]  # type: ignore[operator, union-attr]
+    assert 0 < max(ratios) < 0.05, ratios
+    plan = hadamard_fx.reports()[-1].plan
+    kept = [d.gemm.layer + d.gemm.role for d in plan.decisions if not d.rewritten]
+    assert kept == ["0forward", "2forward", "0grad_input"]

@@ -76,7 +76,7 @@ def record(
     if not products:
         raise CalibrationError(
             "no product of a layer's weight was seen: loss(model, batch) must call the model that it is given, which "
-            "must have linear layers in float32, bfloat16 or float16"
+            "must have linear layers or convolutions in float32, bfloat16 or float16"
         )
     device = next(iter(trained)).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

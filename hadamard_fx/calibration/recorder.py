@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,9 @@ from hadamard_fx import compat
 from hadamard_fx.backend import GraphHook, device_type
 from hadamard_fx.cost_model.calibration import CALIBRATED, CalibratedProduct, calibration_of
 from hadamard_fx.cost_model.device_profile import DeviceProfile, profile_for
-from hadamard_fx.kernels import library
+from hadamard_fx.kernels import library, windows
 from hadamard_fx.passes.choose import ChooseSchemes
+from hadamard_fx.passes.convolutions import BACKWARD, FORWARD, gradients
 from hadamard_fx.passes.find_gemms import LEFT_OPERAND, FindGemms
 from hadamard_fx.passes.joint_graph import JointGraph, describe_inputs
 from hadamard_fx.passes.rule import QUANTISABLE, why_not_quantised
@@ -93,8 +94,7 @@ class Recorder:
         return result
 
     def _look(self, gemm: Gemm, left: torch.Tensor, right: torch.Tensor) -> None:
-        if not why_not_quantised(gemm):
-            self._of((gemm.layer, gemm.role)).add(gemm, left, right)
+        self._of((gemm.layer, gemm.role)).add(gemm, left, right)
 
 
 class _Watched(fx.Interpreter):
@@ -111,10 +111,40 @@ class _Watched(fx.Interpreter):
         self._gemms, self._backward, self._look = gemms, backward, look
 
     def run_node(self, n: fx.Node) -> Any:
-        gemm = self._gemms.get(n.name) if n.target in LEFT_OPERAND else None
-        if gemm is not None and bool(gemm.gradient) is self._backward:
-            first = LEFT_OPERAND[n.target]  # type: ignore[index]
-            arguments, _ = self.fetch_args_kwargs_from_env(n)
-            with torch.no_grad():
-                self._look(gemm, arguments[first], arguments[first + 1])
+        for name, operands in _products(n):
+            gemm = self._gemms.get(name)
+            if gemm is not None and bool(gemm.gradient) is self._backward and not why_not_quantised(gemm):
+                arguments, _ = self.fetch_args_kwargs_from_env(n)
+                with torch.no_grad():
+                    self._look(gemm, *operands(gemm, *arguments))
         return super().run_node(n)
+
+
+Operands = Callable[..., tuple[torch.Tensor, torch.Tensor]]
+"""(product, arguments of its call) ⇒ the matrices that it multiplies."""
+
+
+def _products(node: fx.Node) -> Iterator[tuple[str, Operands]]:
+    """The products that a call computes, by name, and how its arguments are multiplied."""
+    if node.target is FORWARD:
+        yield node.name, _of_convolution
+    elif node.target is BACKWARD:
+        yield from ((taken.name, _of_gradients) for taken in gradients(node).values())
+    elif node.target in LEFT_OPERAND:
+        first = LEFT_OPERAND[node.target]
+        yield node.name, lambda gemm, *arguments: arguments[first : first + 2]
+
+
+def _of_convolution(gemm: Gemm, x: torch.Tensor, weight: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    assert gemm.window is not None
+    return windows.unfold(x, gemm.window), windows.weight_matrix(weight).t()
+
+
+def _of_gradients(
+    gemm: Gemm, gradient: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    assert gemm.window is not None
+    rows = windows.rows(gradient)
+    if gemm.role is Role.GRAD_INPUT:
+        return rows, windows.weight_matrix(weight)
+    return rows.t(), windows.unfold(x, gemm.window)

@@ -75,7 +75,7 @@ def _rows(group: dict[str, list[Decision]]) -> tuple[Row, ...]:
 
 def _signature(decision: Decision) -> tuple[object, ...]:
     gemm = decision.gemm
-    return gemm.role, gemm.batch, gemm.M, gemm.N, gemm.K, gemm.dtype, decision.scheme, decision.reason
+    return gemm.role, gemm.batch, gemm.M, gemm.N, gemm.K, gemm.window, gemm.dtype, decision.scheme, decision.reason
 
 
 def _template(layer: str) -> str:

@@ -218,7 +218,10 @@ def _errors(decision: Decision) -> Sequence[float | None]:
 
 def _facts(decision: Decision) -> list[str]:
     gemm = decision.gemm
-    facts = [f"{gemm.node}: {gemm.op}, {gemm.shape()}, {gemm.dtype} on {gemm.device}", f"scheme: {decision.scheme}"]
+    facts = [
+        f"{gemm.node}: {gemm.operation}, {gemm.shape()}, {gemm.dtype} on {gemm.device}",
+        f"scheme: {decision.scheme}",
+    ]
     facts.append(f"operands {gemm.left}, {gemm.right}" + (f"; weight {gemm.weight}" if gemm.weight else ""))
     return [*facts, f"source {gemm.source}"] if gemm.source else facts
 

@@ -80,7 +80,9 @@ def _grid(rows: Sequence[tuple[str | Text, ...]], widths: dict[int, int]) -> Tab
 
 
 def _title(group: LayerGroup) -> str:
-    return f"{group.title} ({len(group.layers)} layers)" if len(group.layers) > 1 else group.title
+    title = f"{group.title} ({len(group.layers)} layers)" if len(group.layers) > 1 else group.title
+    gemm = group.rows[0].first.gemm
+    return title if gemm.window is None else f"{title}, {gemm.operation}"
 
 
 def _cells(row: Row, names: dict[Scheme, str], reason: int) -> tuple[str | Text, ...]:

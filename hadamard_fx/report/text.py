@@ -142,6 +142,7 @@ def _details(report: Report) -> Iterator[RenderableType]:
         yield Text(f"{gemm.node}: {gemm.role} of {gemm.layer or '(no module)'}, {gemm.shape()}, {gemm.dtype}")
         lines = [f"{decision.scheme}, {_price(decision)}: {decision.reason}"]
         lines += _timed(report, gemm.node)
+        lines += [gemm.operation] if gemm.window is not None else []
         lines += [f"operands {gemm.left}, {gemm.right}" + (f"; weight {gemm.weight}" if gemm.weight else "")]
         lines += [f"source {gemm.source}"] if gemm.source else []
         for other in decision.rejected:

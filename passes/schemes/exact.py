@@ -8,7 +8,7 @@ from typing import Any
 import torch.fx as fx
 
 from hadamard_fx.cost_model.device_profile import DeviceProfile
-from hadamard_fx.cost_model.roofline import UNIT_OF_DTYPE, exact_product
+from hadamard_fx.cost_model.roofline import UNIT_OF_DTYPE, exact_convolution, exact_product
 from hadamard_fx.cost_model.work import Sizes, Work, launch
 from hadamard_fx.plan import Cost, Gemm, Role
 from hadamard_fx.scheme import Exact
@@ -26,11 +26,15 @@ class ExactRule(SchemeRule):
 
     def works(self, scheme: Any, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:
         itemsize, unit, factor = UNIT_OF_DTYPE.get(gemm.dtype, (4, "float32", 1))
-        extents = (sizes.m, sizes.n, sizes.k, sizes.batch)
-        product = Work(launch(exact_product, *extents, itemsize=itemsize, unit=unit, factor=factor))
+        rates = {"itemsize": itemsize, "unit": unit, "factor": factor}
+        if gemm.window is None:
+            product = launch(exact_product, sizes.m, sizes.n, sizes.k, sizes.batch, **rates)
+        else:
+            product = launch(exact_convolution, sizes.m, sizes.n, sizes.k, sizes.image, unfolded=gemm.unfolded, **rates)
         if gemm.role is not Role.GRAD_WEIGHT or gemm.held:
-            return (product,)
-        return product, Work(None, ("saved", gemm.saved, "exact"), sizes.k * sizes.saved * itemsize)
+            return (Work(product),)
+        x = sizes.k * sizes.saved if gemm.window is None else sizes.image
+        return Work(product), Work(None, ("saved", gemm.saved, "exact"), x * itemsize)
 
     def price(self, scheme: Any, gemm: Gemm, profile: DeviceProfile, sharing: int) -> Cost:
         return replace(super().price(scheme, gemm, profile, sharing), error=0.0)

@@ -21,7 +21,7 @@ from hadamard_fx.scheme import Hadamard
 
 from ..editing import GraphEditor, inherit_recomputation
 from ..find_gemms import operands
-from ..joint_graph import CASTS, strip_transpose, value
+from ..joint_graph import CASTS, strip_transpose, strip_views, value
 from ..rule import SchemeRule, dtype_of, itemsize, product_of_codes, register_rule, why_not_quantised
 
 aten = torch.ops.aten
@@ -160,6 +160,6 @@ def _uncast(weight: fx.Node, editor: GraphEditor, *, backward: bool) -> fx.Node:
     if base.target not in CASTS:
         return weight
     master, swapped_below = strip_transpose(base.all_input_nodes[0])
-    if master.op != "placeholder" or (value(master).dtype, value(base).dtype) not in MASTERS:
+    if strip_views(master).op != "placeholder" or (value(master).dtype, value(base).dtype) not in MASTERS:
         return weight
     return editor.transposed(master, backward=backward) if swapped != swapped_below else master

@@ -24,7 +24,7 @@ from hadamard_fx.plan import Gemm, Role
 from hadamard_fx.saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 from hadamard_fx.scheme import Scheme
 
-from ..editing import SAVE, GraphEditor, inherit_recomputation
+from ..editing import MATRIX, SAVE, GraphEditor, inherit_recomputation
 from ..find_gemms import operands
 from ..joint_graph import strip_transpose, value
 from ..rule import SchemeRule, itemsize, register_rule, why_not_quantised
@@ -138,7 +138,7 @@ def _integers(
     """
     base = editor.joint.representative(strip_transpose(operand)[0])
     own = (scheme.bits, scheme.alpha)
-    first = editor.once(("range of the integers", base), lambda: own)
+    first = editor.once(("range of the integers", base.meta.get(MATRIX, base)), lambda: own)
     bits, alpha = own if isinstance(scheme, SaturatingForward) else first
 
     def build() -> Codes:
