@@ -18,6 +18,7 @@ __all__ = ["DEFAULTS", "PRODUCTS", "READERS", "Choice", "Override", "to_json"]
 
 DEFAULTS: dict[str, Any] = {
     "profile": "auto",
+    "bits": None,
     "overrides": {},
     "forward": None,
     "grad_input": None,
@@ -179,6 +180,12 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _read_bits(value: object, where: str) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise OptionError(f"{where}: expected the number of bits of the profile's schemes, 5 for instance, got {value!r}")
+
+
 def _read_switch(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{where}: expected true or false, got {value!r}")
@@ -203,6 +210,7 @@ def _read_passes(value: object, where: str) -> dict[str, object]:
 
 READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
+    "bits": _read_bits,
     "overrides": _read_overrides,
     **{name: _read_product(role) for name, role in PRODUCTS.items()},
     "objective": _read_objective,

@@ -76,6 +76,7 @@ class Gemm:
         frozen: the parameter needs no gradient.
         held: the saved operand lives until the backward for another reader or the caller; no product saves it.
         source: the user's source line.
+        recurrence: ``"recurrent"`` or ``"input"`` where it is part of a recurrence (``passes/find_recurrence.py``).
     """
 
     node: str
@@ -95,6 +96,14 @@ class Gemm:
     frozen: bool = False
     held: bool = False
     source: str = ""
+    recurrence: str = ""
+
+    @property
+    def layer_role(self) -> Role:
+        """The role by which a scheme is asked for: constant states times W are the first step of a recurrence."""
+        if self.role is Role.PARAMETERS and self.recurrence:
+            return Role.GRAD_INPUT if self.gradient else Role.FORWARD
+        return self.role
 
     @property
     def saved(self) -> str:

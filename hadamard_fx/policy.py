@@ -28,7 +28,8 @@ class Policy:
     """What the user asked for.
 
     Attributes:
-        profile: for all that no other setting rules.
+        profile: for all that no other setting rules; its schemes have ``bits`` bits where that is set.
+        bits: of the profile's schemes; None: as the profile says. Overrides are not concerned.
         forward, grad_input, grad_weight: the scheme of all such products; None: as the profile says.
         overrides: in the order given; the first that matches a layer rules it.
         objective: share of memory in what is minimised: 0 for predicted time, 1 for the bytes kept for the backward.
@@ -42,6 +43,7 @@ class Policy:
     """
 
     profile: Profile
+    bits: int | None
     forward: Scheme | None
     grad_input: Scheme | None
     grad_weight: Scheme | None
@@ -94,6 +96,8 @@ class Policy:
         for key, (value, origin) in settings.items():
             where = {"default": f"option {key!r}", "options": f"option {key!r}", "environment": f"environment, {key!r}"}
             values[key] = READERS[key](value, where.get(origin, f"{file}, {key!r}"))
+        if values["bits"] is not None:
+            values["profile"] = values["profile"].with_bits(values["bits"])
         plain = tuple((key, (to_json(key, value), origin)) for key, (value, origin) in settings.items())
         for key in ("inductor", "passes"):  # mappings, which would not hash; the settings hold them
             values.pop(key)

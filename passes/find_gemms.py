@@ -7,7 +7,7 @@ placeholder, so it is the weight" would be wrong: a first layer's x is a placeho
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,6 +18,7 @@ import torch.fx as fx
 from hadamard_fx import compat
 from hadamard_fx.plan import Gemm, Role, Size
 
+from .find_recurrence import mark_recurrences
 from .joint_graph import JointGraph, module_of, source_line, strip_transpose, strip_views, value
 
 aten = torch.ops.aten
@@ -45,7 +46,8 @@ class FindGemms:
         partners = _Partners(joint, forward)
         gemms = {node: forward[node] if node in forward else partners.describe(node) for node in products}
         weights = frozenset(node.name for node, gemm in gemms.items() if gemm.role is Role.GRAD_WEIGHT)
-        return tuple(replace(gemm, held=_held(joint, node, gemm, weights)) for node, gemm in gemms.items())
+        held = {node: replace(gemm, held=_held(joint, node, gemm, weights)) for node, gemm in gemms.items()}
+        return tuple(mark_recurrences(joint, held).values())
 
 
 def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, weights: frozenset[str]) -> bool:
@@ -119,7 +121,7 @@ def _layer_of(node: fx.Node, weights: list[str]) -> str:
 
 
 def _separate_layers(forward: dict[fx.Node, Gemm]) -> None:
-    """Give the products of one module distinct names: by their parameter where that differs, else by their number."""
+    """Give the products of one module distinct names: by their parameter where that differs, then by their number."""
     by_layer: dict[str, list[fx.Node]] = defaultdict(list)
     for node, gemm in forward.items():
         by_layer[gemm.layer].append(node)
@@ -127,8 +129,11 @@ def _separate_layers(forward: dict[fx.Node, Gemm]) -> None:
         if len(nodes) == 1:
             continue
         leaves = [forward[node].weight.rpartition(".")[2] for node in nodes]
-        for number, (node, leaf) in enumerate(zip(nodes, leaves, strict=True)):
-            distinct = f"{layer}.{leaf}" if leaf and leaves.count(leaf) == 1 else f"{layer}#{number}"
+        counted, seen = Counter(leaves), Counter[str]()
+        for node, leaf in zip(nodes, leaves, strict=True):
+            name = f"{layer}.{leaf}" if leaf and len(counted) > 1 else layer
+            distinct = name if name != layer and counted[leaf] == 1 else f"{name}#{seen[leaf]}"
+            seen[leaf] += 1
             forward[node] = replace(forward[node], layer=distinct)
 
 

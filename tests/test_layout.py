@@ -20,7 +20,7 @@ FOLDERS = ("hadamard_fx", "kernels", "cost_model", "passes")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 WORDS = ("errors", "scheme", "plan", "fusion", "pass_record", "compat", "policy")
-WORDS += ("low_pass", "options", "profiles", "saturating", "sources", "files")
+WORDS += ("low_pass", "options", "profiles", "saturating", "sources", "files", "straight_through")
 LEVELS = {**dict.fromkeys(WORDS, 0), "orthogonal": 1, "kernels": 1, "cost_model": 2, "passes": 3}
 """Level of a module by its first name below hadamard_fx; all others (backend, report, cli, ...) are at the top, 4."""
 
