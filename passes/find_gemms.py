@@ -16,10 +16,11 @@ import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
+from hadamard_fx.kernels import recurrence, recurrence_backward
 from hadamard_fx.plan import Gemm, Role, Size
 
 from .find_recurrence import mark_recurrences
-from .joint_graph import JointGraph, module_of, source_line, strip_transpose, strip_views, value
+from .joint_graph import VIEWS, JointGraph, module_of, source_line, strip_transpose, strip_views, value
 
 aten = torch.ops.aten
 
@@ -28,8 +29,10 @@ LEFT_OPERAND = {
     aten.addmm.default: 1,
     aten.bmm.default: 0,
     aten.baddbmm.default: 1,
+    recurrence.KERNEL.op: 0,
+    recurrence_backward.KERNEL.op: 0,
 }
-"""Position of the left operand; the right one follows it."""
+"""Position of the left operand; the right one follows it. The two last are one product for each step."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,24 @@ def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, weights: frozenset[str])
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     """The two factors of a product."""
-    first = LEFT_OPERAND[node.target]  # type: ignore[index]
+    first = LEFT_OPERAND[node.target]
     left, right = node.args[first], node.args[first + 1]
     assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
     return left, right
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    """What ``node`` is some steps of."""
+    while node.target in VIEWS or node.target is aten.slice.Tensor:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _left_factors(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What the right operand is multiplied with; by a recurrence its own states, and the initial one."""
+    if node.target is not recurrence.KERNEL.op:
+        return operands(node)[:1]
+    return node, compat.arguments(node)["initial"]
 
 
 def _backward(joint: JointGraph, node: fx.Node) -> bool:
@@ -170,10 +187,10 @@ class _Partners:
         """Forward products that share ``saved`` as an operand, and whether it is their left one."""
         root = strip_views(saved)
         for partner in self.by_sequence.get(node.meta.get("seq_nr", -1), ()):
-            left, right = operands(partner)
+            right = operands(partner)[1]
             if strip_views(right) is root:
                 yield partner, False
-            if strip_views(left) is root:
+            if any(strip_views(left) in (root, _whole(root)) for left in _left_factors(partner)):
                 yield partner, True
 
     def _without_partner(self, node: fx.Node, saved: fx.Node, gradient: str) -> Gemm:

@@ -24,13 +24,15 @@ from .joint_graph import JointGraph
 __all__ = ["mark_recurrences"]
 
 RECURRENT, INPUT = "recurrent", "input"
+ALL_STEPS = "recurrence"
+"""The operator that holds all steps (``kernels/recurrence.py``): recurrent by what it is."""
 
 
 def mark_recurrences(joint: JointGraph, gemms: dict[fx.Node, Gemm]) -> dict[fx.Node, Gemm]:
     """The products with ``recurrence`` set, in the same order; backward products follow the weight that they read."""
     of_parameters = frozenset(node.name for node in joint.parameters_of)
     weights = {node: _weight(gemm, of_parameters) for node, gemm in gemms.items() if _of_a_weight(gemm)}
-    recurrent = _recurrent(joint, weights)
+    recurrent = _recurrent(joint, weights) | {weights[n] for n in weights if gemms[n].op == ALL_STEPS}
     if not recurrent:
         return gemms
     kinds = {**dict.fromkeys(_inputs(weights, recurrent, gemms), INPUT), **dict.fromkeys(recurrent, RECURRENT)}

@@ -218,7 +218,7 @@ def _forward_untouched(joint: JointGraph, plan: Plan | None) -> Iterator[Offence
         return
     made: set[fx.Node] = set()
     for node in joint.graph.nodes:
-        ours = getattr(node.target, "namespace", "") == NAMESPACE
+        ours = getattr(node.target, "namespace", "") == NAMESPACE and node.target not in LEFT_OPERAND
         if ours or any(operand in made for operand in node.all_input_nodes):
             made.add(node)
     (outputs,) = next(iter(reversed(joint.graph.nodes))).args

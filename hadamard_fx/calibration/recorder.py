@@ -113,7 +113,7 @@ class _Watched(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         gemm = self._gemms.get(n.name) if n.target in LEFT_OPERAND else None
         if gemm is not None and bool(gemm.gradient) is self._backward:
-            first = LEFT_OPERAND[n.target]  # type: ignore[index]
+            first = LEFT_OPERAND[n.target]
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             with torch.no_grad():
                 self._look(gemm, arguments[first], arguments[first + 1])

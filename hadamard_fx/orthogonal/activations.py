@@ -26,8 +26,9 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from ..errors import OptionError
+from ..kernels.activation import modrelu
 from .quantizers import Quantizer, integers
-from .recurrent import OrthogonalRNN, modrelu
+from .recurrent import OrthogonalRNN
 
 __all__ = ["MULTIPLIER_BITS", "IntegerRNN", "quantize_activations"]
 
@@ -173,7 +174,7 @@ def quantize_activations(
     model.eval()
     w, alpha_w, k = _codes(model, "recurrent")
     u, alpha_u, _ = _codes(model, "input")
-    largest = float(torch.stack(model.states(calibration)).abs().max()) / float(alpha_u)
+    largest = float(model.states(calibration).abs().max()) / float(alpha_u)
     # Rounded up to a power of two, so that the largest state is not clipped; a net of zeros takes any scale.
     state_exponent = -math.ceil(math.log2(max(largest, 2.0**-16) / (2 ** (bits - 1) - 1)))
     fraction = MULTIPLIER_BITS - math.ceil(math.log2(float(alpha_w.max())))

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..errors import OptionError
+from ..kernels.activation import modrelu
+from ..kernels.recurrence import recurrence
 from .bjorck import Bjorck
 from .projunn import RECURRENT_DIVISOR, ProjUNN
 from .quantizers import Quantizer
@@ -68,11 +70,6 @@ class ORNNConfig:
                 )
 
 
-def modrelu(z: Tensor, bias: Tensor) -> Tensor:
-    """sign(z)·max(|z| + bias, 0), with one bias for each feature [n] of z [..., n]."""
-    return torch.sign(z) * torch.relu(z.abs() + bias)
-
-
 class OrthogonalRNN(nn.Module):
     """The net of one layer; its matrices are read once a forward, so that all steps use one rounding of them.
 
@@ -107,24 +104,21 @@ class OrthogonalRNN(nn.Module):
             parametrize.register_parametrization(self, "recurrent", quantizer)
             parametrize.register_parametrization(self, "input", Quantizer(entry, config.bits, config.range))
 
-    def activate(self, z: Tensor) -> Tensor:
-        """σ(z), z [..., n]."""
-        return torch.relu(z) if self.threshold is None else modrelu(z, self.threshold)
+    def states(self, x: Tensor) -> Tensor:
+        """h_1 .. h_T as [T, batch, n], from x [batch, T, i] and h_0 = 0.
 
-    def states(self, x: Tensor) -> list[Tensor]:
-        """h_1 .. h_T, each [batch, n], from x [batch, T, i] and h_0 = 0."""
+        Raises:
+            OptionError: x is not [batch, T, i], or has no step.
+        """
         if x.ndim != 3 or x.shape[2] != self.config.inputs:
             raise OptionError(
                 f"OrthogonalRNN: x must be [batch, steps, {self.config.inputs}], got shape {tuple(x.shape)}"
             )
-        weight = self.recurrent.mT
-        driven = (x @ self.input.mT).unbind(1)  # the inputs of all steps in one product
-        h = x.new_zeros(x.shape[0], self.config.hidden)
-        found = []
-        for z in driven:
-            h = self.activate(torch.addmm(z, h, weight))
-            found.append(h)
-        return found
+        if x.shape[1] == 0:
+            raise OptionError("OrthogonalRNN: x has no steps; its second axis must not be empty")
+        driven = x.transpose(0, 1) @ self.input.mT  # the inputs of all steps in one product
+        initial = driven.new_zeros(x.shape[0], self.config.hidden)
+        return recurrence(driven, self.recurrent, initial, self.threshold, self.config.activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, T, i] → [batch, o] of the last step, or [batch, T, o] with ``every_step``.
@@ -133,9 +127,7 @@ class OrthogonalRNN(nn.Module):
             OptionError: x is not [batch, T, i], or has no step.
         """
         states = self.states(x)
-        if not states:
-            raise OptionError("OrthogonalRNN: x has no steps; its second axis must not be empty")
-        made: Tensor = self.output(torch.stack(states, 1) if self.config.every_step else states[-1])
+        made: Tensor = self.output(states.transpose(0, 1) if self.config.every_step else states[-1])
         return made
 
     def recurrent_parameter(self) -> nn.Parameter:

@@ -26,7 +26,7 @@ from ..rule import SchemeRule, itemsize, register_rule
 
 __all__ = ["on_grid"]
 
-_PRODUCTS = ("mm", "addmm", "addmm with factors")
+_PRODUCTS = ("mm", "addmm", "addmm with factors", "recurrence", "recurrence_backward")
 _NOT_RECURRENT = (
     "neither recurrent nor an input of a recurrence: no product of its weight depends on an earlier one, and no such "
     "product reads its result"

@@ -201,3 +201,28 @@ def test_bits_are_those_of_every_scheme_of_the_profile():
 def test_scheme_refuses(field):
     with pytest.raises(SchemeError, match="must be one of"):
         StraightThrough(**field)
+
+
+def test_all_steps_as_one_node():
+    """``kernels/recurrence.py``: recurrent by what it is, one decision for a thousand steps; g_W keeps its role."""
+    sizes = ORNNConfig(inputs=INPUTS, hidden=HIDDEN, outputs=OUTPUTS, training="projunn")
+    compiled, trace = traced(OrthogonalRNN(sizes), {"profile": "qornn"})
+    compiled(torch.randn(BATCH, 1000, INPUTS)).sum().backward()
+    of_w = {(d.gemm.role, d.gemm.op, d.rewritten) for d in trace.decisions if d.gemm.weight == "recurrent"}
+    assert of_w == {
+        (Role.FORWARD, "recurrence", True),
+        (Role.GRAD_INPUT, "recurrence_backward", True),
+        (Role.GRAD_WEIGHT, "mm", False),
+    }
+    (forward,) = (d.gemm for d in trace.decisions if d.gemm.op == "recurrence")
+    assert (forward.batch.hint, forward.M.hint, forward.N.hint, forward.K.hint) == (1000, BATCH, HIDDEN, HIDDEN)
+    assert len(trace.decisions) < 12
+
+
+@pytest.mark.parametrize("profile", ["hot", "hdqt", "int8", "exact"])
+def test_other_profiles_leave_the_steps_alone(profile):
+    model = OrthogonalRNN(ORNNConfig(inputs=INPUTS, hidden=16, outputs=OUTPUTS, training="projunn"))
+    compiled, trace = traced(model, {"profile": profile})
+    compiled(torch.randn(BATCH, 8, INPUTS)).sum().backward()
+    steps = [d for d in trace.decisions if d.gemm.op.startswith("recurrence")]
+    assert len(steps) == 2 and not any(d.rewritten for d in steps) and all(d.reason for d in steps)
