@@ -5,7 +5,7 @@
 Every net has ReLU, 10 inputs and a linear output of 10 at every step. ``nn.RNN`` is what torch offers (cuDNN on CUDA
 devices); ``orthogonal`` is ``OrthogonalRNN`` eagerly, ``qornn`` the same under ``torch.compile`` with that profile,
 ``björck`` with its orthogonalisation inside; ``plain loop`` is a user's own Python loop under the same profile, which a
-compiler unrolls: it is timed where ``--loop`` asks for it.
+compiler unrolls and ``passes/roll_loops.py`` rolls up again: it is timed where ``--loop`` asks for it.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     if options.quick:
         options.steps, options.batch, options.hidden, options.rounds = 20, 4, 16, 2
+    torch.compiler.config.force_disable_caches = True  # the first step shall compile
     torch.manual_seed(0)
     x = torch.randn(options.batch, options.steps, FEATURES, device=options.device)
     warm_up(options.device)

@@ -77,6 +77,7 @@ class Pipeline:
         fusions: what became of the producers of the tensors that are quantised.
         records_graphs: keep all nodes of the joint graph before and after the passes; they are many.
         graphs: those nodes.
+        loops: a sentence for each loop that could not be rolled up.
     """
 
     policy: Policy
@@ -90,6 +91,7 @@ class Pipeline:
     fusions: tuple[Fusion, ...] = ()
     records_graphs: bool = False
     graphs: GraphRecord | None = None
+    loops: tuple[str, ...] = ()
     calibration: Calibration | None = field(init=False, repr=False)
     passes: tuple[Placed, ...] = field(init=False)
     _before: fx.GraphModule | None = field(default=None, repr=False)
@@ -114,7 +116,7 @@ class Pipeline:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the passes, a sentence each."""
         rebuilt = self.plan is not None and self.plan.activation_budget < 1
-        of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
+        of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown, *self.loops)
         return (*of_passes, REBUILT) if rebuilt else of_passes
 
     def rewrite_joint(self, graph: fx.Graph) -> None:
