@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this is a script of the checkout, not of the package
 
-from examples.recurrent_training import Contender, Rates, bars, fit, options_of, record, recurrent_bytes, threads
+from examples.recurrent_contenders import Contender, Rates, recurrent_bytes
+from examples.recurrent_training import bars, fit, options_of, record, threads
 from hadamard_fx.orthogonal.recurrent import OrthogonalRNN
 from hadamard_fx.orthogonal.tracking import orthogonality
 
-DEFAULT = "lstm,gru,bjorck,bjorck:8,bjorck:6,bjorck:5,bjorck:4,bjorck:3,projunn,projunn:6"
+DEFAULT = "lstm,gru,hadamard,bjorck,bjorck:8,bjorck:6,bjorck:5,bjorck:4,bjorck:3,projunn,projunn:6"
 DATA = 8
 BLANK, MARKER = DATA, DATA + 1
 INPUTS, OUTPUTS = DATA + 2, DATA + 1

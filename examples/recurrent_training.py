@@ -1,4 +1,4 @@
-"""What the recurrent examples share: the contenders, one training loop, and the JSON of a run."""
+"""What the recurrent examples share: their options, one training loop, and the JSON of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +19,13 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from hadamard_fx.orthogonal.recurrent import ORNNConfig, OrthogonalRNN, optimizers
+from examples.recurrent_contenders import Contender, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises; then it falls like a cosine."""
-
-
-class Gated(nn.Module):
-    """LSTM or GRU of one layer with a linear output, [batch, T, i] → [batch, o] or [batch, T, o]."""
-
-    def __init__(self, kind: str, inputs: int, hidden: int, outputs: int, every_step: bool = False) -> None:
-        super().__init__()
-        self.cell = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](inputs, hidden, batch_first=True)
-        self.output = nn.Linear(hidden, outputs)
-        self.every_step = every_step
-
-    def forward(self, x: Tensor) -> Tensor:
-        states = self.cell(x)[0]
-        made: Tensor = self.output(states if self.every_step else states[:, -1])
-        return made
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates at their peak.
-
-    Attributes:
-        orthogonal: Adam's, for orthogonal nets.
-        gated: Adam's, for LSTM and GRU.
-        divisor: of the recurrent rate with projUNN; 32 in the paper, which trains for many more steps.
-        variant: of projUNN, D or T.
-    """
-
-    orthogonal: float
-    gated: float
-    divisor: float
-    variant: str = "D"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One net of a comparison.
-
-    Attributes:
-        kind: ``"lstm"``, ``"gru"``, or the training of an ``OrthogonalRNN``, ``"bjorck"`` or ``"projunn"``.
-        bits: of W and U; None for floating point.
-    """
-
-    kind: str
-    bits: int | None = None
-
-    @property
-    def gated(self) -> bool:
-        return self.kind in ("lstm", "gru")
-
-    @property
-    def name(self) -> str:
-        if self.gated:
-            return self.kind.upper()
-        way = {"bjorck": "Björck", "projunn": "projUNN"}[self.kind]
-        return f"ORNN, {way}" if self.bits is None else f"QORNN, {way}, {self.bits} bits"
-
-    def model(self, inputs: int, hidden: int, outputs: int, **choices: Any) -> Gated | OrthogonalRNN:
-        """The net; ``choices`` are further fields of ``ORNNConfig``."""
-        if self.gated:
-            return Gated(self.kind, inputs, hidden, outputs, choices.get("every_step", False))
-        return OrthogonalRNN(ORNNConfig(inputs, hidden, outputs, self.bits, self.kind, **choices))
-
-    def optimizers(self, model: Gated | OrthogonalRNN, rates: Rates) -> list[torch.optim.Optimizer]:
-        if isinstance(model, OrthogonalRNN):
-            return optimizers(model, rates.orthogonal, variant=rates.variant, divisor=rates.divisor)
-        return [torch.optim.Adam(model.parameters(), lr=rates.gated)]
-
-
-def parse(names: str) -> list[Contender]:
-    """``lstm,gru,bjorck,bjorck:4,projunn:8``: kinds, with bits behind a colon."""
-    made = []
-    for name in names.split(","):
-        kind, _, bits = name.strip().partition(":")
-        if kind not in ("lstm", "gru", "bjorck", "projunn") or (bits and not bits.isdigit()):
-            raise ValueError(
-                f"contender {name!r}: write lstm, gru, bjorck, projunn, or the latter two with bits, bjorck:4"
-            )
-        made.append(Contender(kind, int(bits) if bits else None))
-    return made
 
 
 def options_of(
@@ -187,14 +107,6 @@ def fit(
         seen(loss.item())
     model.eval()
     return time.perf_counter() - begin
-
-
-def recurrent_bytes(contender: Contender, inputs: int, hidden: int) -> float:
-    """Bytes of the weights that every step reads: W and U, four and three of each in LSTM and GRU, with biases."""
-    if contender.gated:
-        gates = {"lstm": 4, "gru": 3}[contender.kind]
-        return 4.0 * gates * (hidden * (hidden + inputs) + 2 * hidden)
-    return (contender.bits or 32) / 8 * hidden * (hidden + inputs)
 
 
 def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[str], quick: bool, out: Path) -> Path:

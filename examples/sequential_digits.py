@@ -1,4 +1,4 @@
-"""Handwritten digits, read one pixel at a time, by orthogonal nets of few bits, and by LSTM and GRU.
+"""Handwritten digits, read one pixel at a time, by orthogonal nets of few bits, and by LSTM, GRU, FastRNN and FastGRNN.
 
 The images are scikit-learn's 8×8 digits (1797 of them), 64 steps of one pixel each; the label is asked after the last.
 All nets have the same hidden size, see the same batches, and are trained one after the other on one thread. Where W and
@@ -27,13 +27,14 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this is a script of the checkout, not of the package
 
-from examples.recurrent_training import Contender, Rates, bars, fit, options_of, record, recurrent_bytes, threads
+from examples.recurrent_contenders import Contender, Rates, recurrent_bytes
+from examples.recurrent_training import bars, fit, options_of, record, threads
 from hadamard_fx.orthogonal.activations import quantize_activations
 from hadamard_fx.orthogonal.recurrent import OrthogonalRNN
 from hadamard_fx.orthogonal.tracking import orthogonality
 
 DEFAULT = (
-    "lstm,gru,bjorck,bjorck:8,bjorck:6,bjorck:5,bjorck:4,bjorck:3,"
+    "lstm,gru,fastrnn,fastgrnn,hadamard,hadamard:8,hadamard:4,bjorck,bjorck:8,bjorck:6,bjorck:5,bjorck:4,bjorck:3,"
     "projunn,projunn:8,projunn:6,projunn:5,projunn:4,projunn:3"
 )
 STATE_BITS = (12, 10, 8, 6)

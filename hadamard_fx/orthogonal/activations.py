@@ -29,6 +29,7 @@ from ..errors import OptionError
 from ..kernels.activation import modrelu
 from .quantizers import Quantizer, integers
 from .recurrent import OrthogonalRNN
+from .signed_hadamard import SignedHadamard
 
 __all__ = ["MULTIPLIER_BITS", "IntegerRNN", "quantize_activations"]
 
@@ -147,6 +148,11 @@ def _codes(model: OrthogonalRNN, name: str) -> tuple[Tensor, Tensor, int]:
             if isinstance(part, Quantizer):
                 alpha = part.alpha(weight)
                 return integers(weight, alpha, part.bits).long(), alpha.double(), part.bits
+            if isinstance(part, SignedHadamard):
+                k = model.config.bits or 0  # as if ±1 were numbers of as many bits as those of U
+                alpha = torch.tensor(2.0 ** (k - 1) / math.sqrt(part.size), dtype=torch.float64)
+                if k:
+                    return part.codes(weight).long(), alpha, k
             weight = part(weight)
     raise OptionError(f"quantize_activations: {name} is not quantised; make the net with bits=2..16")
 

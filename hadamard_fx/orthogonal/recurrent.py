@@ -1,13 +1,14 @@
 """A recurrent net whose recurrent matrix is orthogonal, then quantised: h_t = σ(W h_{t−1} + U x_t), output V h + b.
 
-W and U are quantised, V is not. Two ways to train W, both with a straight-through gradient of the quantiser:
+W and U are quantised, V is not. Ways to train W, with a straight-through gradient of the quantiser:
 
 - ``bjorck``: a latent R of any values, W = q_k(Björck(R)); any optimizer, autograd runs through the 15 steps.
 - ``projunn``: the parameter is orthogonal, W = q_k(parameter); ``ProjUNN`` keeps it so, with the gradient at q_k.
+- ``hadamard``: W = diag(sign u) H/√n, of one bit and exactly orthogonal; ``bits`` are those of U (HadamRNN).
 
 ``optimizers`` returns what trains either. With ``bits=None`` nothing is rounded: an orthogonal net (ORNN).
 
-Source: QORNN (arXiv 2402.04012). modReLU: Arjovsky et al. 2016 (arXiv 1511.06464).
+Sources: QORNN (arXiv 2402.04012), HadamRNN (arXiv 2502.00047). modReLU: Arjovsky et al. 2016 (arXiv 1511.06464).
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from ..kernels.recurrence import recurrence
 from .bjorck import Bjorck
 from .projunn import RECURRENT_DIVISOR, ProjUNN
 from .quantizers import Quantizer
+from .signed_hadamard import SignedHadamard
 
 __all__ = ["ACTIVATIONS", "TRAININGS", "ORNNConfig", "OrthogonalRNN", "modrelu", "optimizers"]
 
-TRAININGS = ("bjorck", "projunn")
+TRAININGS = ("bjorck", "projunn", "hadamard")
 ACTIVATIONS = ("relu", "modrelu")
 
 
@@ -40,7 +42,7 @@ class ORNNConfig:
         hidden: n, the size of h.
         outputs: features of the output.
         bits: of W and U, 2..16; None leaves both as they are.
-        training: ``"bjorck"`` or ``"projunn"``.
+        training: ``"bjorck"``, ``"projunn"`` or ``"hadamard"``, which needs a power of two for ``hidden``.
         activation: ``"relu"`` or ``"modrelu"``.
         range: of the quantisers, ``"minmax"``, ``"mse"``, ``"lsq"`` or ``"pact"``.
         per_channel: a range for each row of W; U always has one, because its range is absorbed into h.
@@ -99,9 +101,13 @@ class OrthogonalRNN(nn.Module):
         start, entry = self.recurrent.detach().clone(), self.input.detach().clone()
         if config.training == "bjorck":
             parametrize.register_parametrization(self, "recurrent", Bjorck((n, n)))
-        if config.bits is not None:
+        elif config.training == "hadamard":
+            parametrize.register_parametrization(self, "recurrent", SignedHadamard(n))
+            nn.init.uniform_(self.recurrent_parameter(), -1, 1)
+        if config.bits is not None and config.training != "hadamard":
             quantizer = Quantizer(start, config.bits, config.range, config.per_channel)
             parametrize.register_parametrization(self, "recurrent", quantizer)
+        if config.bits is not None:
             parametrize.register_parametrization(self, "input", Quantizer(entry, config.bits, config.range))
 
     def states(self, x: Tensor) -> Tensor:
@@ -131,7 +137,7 @@ class OrthogonalRNN(nn.Module):
         return made
 
     def recurrent_parameter(self) -> nn.Parameter:
-        """The parameter behind W: latent for ``bjorck``, orthogonal for ``projunn``."""
+        """The parameter behind W: latent for ``bjorck``, orthogonal for ``projunn``, u for ``hadamard``."""
         held = self.recurrent
         if parametrize.is_parametrized(self, "recurrent"):
             held = self.parametrizations["recurrent"].original  # type: ignore[index, union-attr]
@@ -146,12 +152,12 @@ def optimizers(
 
     Args:
         lr: of everything but the recurrent parameter of ``projunn``, for which it is divided by ``divisor``.
-        variant: of ``ProjUNN``, as are ``alpha`` and ``divisor``; they do not matter for ``bjorck``.
+        variant: of ``ProjUNN``, as are ``alpha`` and ``divisor``; they matter for ``projunn`` only.
 
     Returns:
         One or two; step and clear all of them.
     """
-    if model.config.training == "bjorck":
+    if model.config.training != "projunn":
         return [torch.optim.Adam(model.parameters(), lr=lr)]
     recurrent = model.recurrent_parameter()
     others = [parameter for parameter in model.parameters() if parameter is not recurrent]

@@ -14,13 +14,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from examples import copy_task, sequential_digits  # noqa: E402
-from examples.recurrent_training import Contender, fit, parse, record, recurrent_bytes  # noqa: E402
+from examples.fast_cells import FastGRNN, FastRNN  # noqa: E402
+from examples.recurrent_contenders import Contender, parse, recurrent_bytes  # noqa: E402
+from examples.recurrent_training import fit, record  # noqa: E402
 
 
 @pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
 def test_quick_run(example, tmp_path, capsys):
     threads = torch.get_num_threads()
-    contenders = "lstm,gru,bjorck,bjorck:3,projunn,projunn:4"
+    contenders = "lstm,gru,bjorck,bjorck:3,projunn,projunn:4,fastrnn,fastgrnn,hadamard,hadamard:4"
     assert example.main(["--quick", "--per-channel", "--contenders", contenders, "--out", str(tmp_path)]) == 0
     assert torch.get_num_threads() == threads
     name = example.__name__.rpartition(".")[2]
@@ -39,7 +41,9 @@ def test_quick_run(example, tmp_path, capsys):
 
 @pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
 @pytest.mark.parametrize(
-    "arguments", [["--contenders", "rnn"], ["--contenders", "lstm,bjorck:x"], ["--hidden", "0"]], ids=str
+    "arguments",
+    [["--contenders", "rnn"], ["--contenders", "lstm,bjorck:x"], ["--contenders", "fastrnn:4"], ["--hidden", "0"]],
+    ids=str,
 )
 def test_usage(example, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -85,8 +89,27 @@ def test_digits_are_split_without_overlap():
 def test_bytes():
     assert recurrent_bytes(Contender("bjorck"), 1, 64) == 4 * 64 * 65
     assert recurrent_bytes(Contender("projunn", 4), 1, 64) == 64 * 65 / 2
+    assert recurrent_bytes(Contender("hadamard", 4), 1, 64) == (64 + 4 * 64) / 8
     lstm = Contender("lstm").model(1, 64, 10).cell
     assert recurrent_bytes(Contender("lstm"), 1, 64) == 4 * sum(parameter.numel() for parameter in lstm.parameters())
+
+
+@pytest.mark.parametrize("cell", [FastRNN, FastGRNN])
+def test_fast_cells_follow_their_equations(cell):
+    torch.manual_seed(0)
+    net, x = cell(3, 5).double(), torch.randn(2, 6, 3, dtype=torch.float64)
+    p = {name: parameter.detach() for name, parameter in net.named_parameters()}
+    h, found = torch.zeros(2, 5, dtype=torch.float64), []
+    for t in range(6):
+        s = x[:, t] @ p["input.weight"].T + h @ p["recurrent.weight"].T
+        c = torch.tanh(s + p["input.bias"])
+        if cell is FastRNN:
+            h = c / (1 + math.exp(3.0)) + h / (1 + math.exp(-3.0))
+        else:
+            z = 1 / (1 + torch.exp(-(s + p["gate_bias"])))
+            h = ((1 - z) / (1 + math.exp(-1.0)) + 1 / (1 + math.exp(4.0))) * c + z * h
+        found.append(h)
+    torch.testing.assert_close(net(x), torch.stack(found, 1))
 
 
 def test_rate_rises_and_falls():
