@@ -7,6 +7,7 @@ import datetime
 import json
 import math
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +45,7 @@ def options_of(
     parser.add_argument("--activation", default=activation, choices=("relu", "modrelu"))
     parser.add_argument("--range", default="minmax", choices=("minmax", "mse", "lsq", "pact"))
     parser.add_argument("--per-channel", action="store_true", help="a range for each row of W")
+    parser.add_argument("--device", default="cpu", help="where it is trained (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small nets and few steps: does the script work?")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
@@ -96,8 +98,9 @@ def fit(
     schedules = [torch.optim.lr_scheduler.LambdaLR(stepper, share) for stepper in steppers]
     model.train()
     begin = time.perf_counter()
+    device = next(model.parameters()).device
     for x, target in batches:
-        loss = loss_of(model(x), target)
+        loss = loss_of(model(x.to(device)), target.to(device))
         for stepper in steppers:
             stepper.zero_grad()
         loss.backward()
@@ -109,8 +112,12 @@ def fit(
     return time.perf_counter() - begin
 
 
-def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[str], quick: bool, out: Path) -> Path:
+def record(
+    name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[str], quick: bool, out: Path, device: str = "cpu"
+) -> Path:
     """Write the rows of a run, with what is needed to repeat it; returns the file."""
+    on_cpu = torch.device(device).type == "cpu"
+    hardware = f"{torch.get_num_threads()} CPU threads" if on_cpu else torch.cuda.get_device_name(device)
     today = datetime.date.today().isoformat()
     try:
         asked = ["git", "describe", "--always", "--dirty"]
@@ -121,7 +128,7 @@ def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[st
         "benchmark": name,
         "date": today,
         "quick": quick,
-        "device": f"{torch.get_num_threads()} CPU threads",
+        "device": hardware,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": commit,
         "command": " ".join(["python", f"examples/{name}.py", *arguments]),
@@ -131,6 +138,7 @@ def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[st
     out.mkdir(parents=True, exist_ok=True)
     usual = vars(type(sizes)())
     changed = "" if quick else "".join(f"-{key}-{value}" for key, value in vars(sizes).items() if value != usual[key])
-    path = out / f"{name}{changed}-cpu-{today}{'-quick' if quick else ''}.json"  # other sizes, another file
+    slug = "cpu" if on_cpu else re.sub(r"\W+", "-", hardware.lower()).strip("-")
+    path = out / f"{name}{changed}-{slug}-{today}{'-quick' if quick else ''}.json"  # other sizes, another file
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

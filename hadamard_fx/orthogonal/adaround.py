@@ -6,8 +6,8 @@ v starts where h(v) is the fraction of w/s and minimises, by Adam,
 
     tr (w − ŵ) G (w − ŵ)ᵀ / N  +  λ Σ 1 − |2 h(v) − 1|^β,
 
-the error of the outputs for inputs with the Gram matrix G, and a term that drives h to 0 or 1: it is switched on after a
-fifth of the steps, β falling from 20 to 2. In the end h is rounded.
+the error of the outputs for inputs with the Gram matrix G, and a term that drives h to 0 or 1: it is switched on after
+a fifth of the steps, β falling from 20 to 2. In the end h is rounded.
 
 Source: AdaRound, Nagel et al. 2020 (arXiv 2004.10568), section 3.3 and 4.
 """
@@ -55,7 +55,8 @@ def adaround(
     def error(codes: Tensor) -> Tensor:
         """tr (w − ŵ) G (w − ŵ)ᵀ for each row [n]."""
         missing = wide - step * codes
-        return ((missing @ gram) * missing).sum(1)
+        found: Tensor = ((missing @ gram) * missing).sum(1)
+        return found
 
     base = error(nearest)
     scale = base.mean().clamp_min(torch.finfo(torch.float64).tiny)

@@ -7,6 +7,7 @@ calibration batch. A trained net is enough: nothing is trained again.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,11 +41,14 @@ def rounded(weight: Tensor, gram: Tensor, alpha: Tensor, bits: int, method: str)
     """
     if method not in METHODS:
         raise OptionError(f"quantize_weights: method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "nearest":
-        codes = integers(weight.double(), alpha.double(), bits)
+    if method == "gptq":
+        codes = gptq(weight, gram, alpha, bits)
+    elif method == "adaround":
+        codes = adaround(weight, gram, alpha, bits)
     else:
-        codes = {"gptq": gptq, "adaround": adaround}[method](weight, gram, alpha, bits)
-    return (codes * (alpha.double() / 2 ** (bits - 1))).to(weight.dtype)
+        codes = integers(weight.double(), alpha.double(), bits)
+    step: Tensor = alpha.double() / 2 ** (bits - 1)
+    return (codes * step).to(weight.dtype)
 
 
 @torch.no_grad()
@@ -103,7 +107,7 @@ def quantize_weights(
 
 def _place(model: OrthogonalRNN, name: str, weight: Tensor, alpha: Tensor) -> None:
     """A weight that is on a grid already behind a quantiser of that grid, which leaves it there."""
-    chain = model.parametrizations[name]  # type: ignore[index]
+    chain: Any = model.parametrizations[name]  # type: ignore[index]
     quantizer = chain[0]
     assert isinstance(quantizer, Quantizer) and quantizer.learned is not None
     quantizer.learned.data.copy_(alpha)

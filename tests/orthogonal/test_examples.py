@@ -13,13 +13,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from examples import copy_task, sequential_digits  # noqa: E402
+from examples import character_model, copy_task, sequential_digits  # noqa: E402
 from examples.fast_cells import FastGRNN, FastRNN  # noqa: E402
 from examples.recurrent_contenders import Contender, parse, recurrent_bytes  # noqa: E402
 from examples.recurrent_training import fit, record  # noqa: E402
+from examples.text_data import Corpus  # noqa: E402
 
 
-@pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("example", [sequential_digits, copy_task, character_model], ids=lambda module: module.__name__)
 def test_quick_run(example, tmp_path, capsys):
     threads = torch.get_num_threads()
     contenders = "lstm,gru,bjorck,bjorck:3,projunn,projunn:4,fastrnn,fastgrnn,hadamard,hadamard:4"
@@ -39,7 +40,7 @@ def test_quick_run(example, tmp_path, capsys):
         assert 0 <= quantised["accuracy, 12-bit states"] <= 100 and "accuracy, 12-bit states" not in data["rows"][2]
 
 
-@pytest.mark.parametrize("example", [sequential_digits, copy_task], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("example", [sequential_digits, copy_task, character_model], ids=lambda module: module.__name__)
 @pytest.mark.parametrize(
     "arguments",
     [["--contenders", "rnn"], ["--contenders", "lstm,bjorck:x"], ["--contenders", "fastrnn:4"], ["--hidden", "0"]],
@@ -50,6 +51,29 @@ def test_usage(example, arguments, capsys):
         example.main(arguments)
     assert caught.value.code == 2
     assert "contender" in capsys.readouterr().err or "--hidden" in arguments
+
+
+@pytest.mark.parametrize(
+    ("example", "option"), [(sequential_digits, "--mnist"), (character_model, "--penn")], ids=lambda value: str(value)
+)
+def test_a_data_set_that_is_not_there(example, option, tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        example.main([option, str(tmp_path / "absent"), "--quick", "--out", str(tmp_path)])
+    assert caught.value.code == 2 and "no such folder" in capsys.readouterr().err
+
+
+def test_frequencies_are_an_entropy():
+    """Two symbols, one of them three times in four: close to 0.811 bits where the test text is like the other."""
+    text = torch.tensor([0, 0, 0, 1] * 1000)
+    corpus = Corpus(("a", "b"), text, text, text, "")
+    assert character_model.frequencies(corpus) == pytest.approx(0.75 * math.log2(4 / 3) + 0.25 * 2, abs=1e-3)
+
+
+def test_character_windows_continue_each_other():
+    sizes = character_model.Sizes(window=7, batch=3, steps=2)
+    for x, target in character_model.batches(torch.arange(50) % 9, 9, sizes, 0):
+        assert x.shape == (3, 7, 9) and torch.equal(x.argmax(2)[:, 1:], target[:, :-1])
+        assert torch.equal((x.argmax(2) + 1) % 9, target)
 
 
 def test_runs_of_other_sizes_have_other_files(tmp_path):
