@@ -53,13 +53,32 @@ class Loop:
     activation: str
     driven: tuple[tuple[fx.Node, ...], ...]
 
+    @property
+    def columns(self) -> list[tuple[fx.Node, ...]]:
+        """The first term of every step, the second one and so on; empty where steps have different numbers of them."""
+        counts = {len(terms) for terms in self.driven}
+        return list(zip(*self.driven, strict=True)) if len(counts) == 1 else []
+
     def obstacle(self, graph: fx.Graph) -> str:
         """Why the loop cannot be rolled up, ``""`` where it can."""
+        terms = [term for terms in self.driven for term in terms]
+        nodes = [*self.states, self.initial, self.weight, *terms]
+        if not all(isinstance(node.meta.get("example_value"), torch.Tensor) for node in nodes):
+            return "something that enters a step is no tensor"
         shape, dtype = example(self.states[0]).shape, example(self.states[0]).dtype
-        if any(example(state).shape != shape or example(state).dtype != dtype for state in self.states):
-            return "its states change their shape or dtype"
+        if any(example(node).dtype != dtype for node in nodes):
+            return "not all that enters a step has the dtype of the states"
+        if any(example(state).shape != shape for state in self.states):
+            return "its states change their shape"
         if len(shape) != 2 or example(self.weight).shape != (shape[1], shape[1]):
             return f"its states are no [batch, features], but {tuple(shape)}"
+        varying = [column for column in self.columns if len(set(column)) > 1]
+        if not varying or any(example(term).shape != shape for column in varying for term in column):
+            return "what enters its steps is not of the shape of the states, or the same at every step"
+        return self._entangled(graph)
+
+    def _entangled(self, graph: fx.Graph) -> str:
+        """Why the steps cannot be taken out of what is around them."""
         depends: set[fx.Node] = set()
         for node in graph.nodes:
             if node is self.states[0] or any(operand in depends for operand in node.all_input_nodes):

@@ -34,14 +34,18 @@ def roll_loops(gm: fx.GraphModule) -> tuple[str, ...]:
     Returns:
         a sentence for each loop that was found and could not be rolled up.
     """
-    left: list[str] = []
-    for loop in find_loops(gm.graph, FEWEST_STEPS):
-        why = loop.obstacle(gm.graph) or _Roller(gm.graph, loop).roll()
+    left: dict[fx.Node, str] = {}
+    # Searched again behind every loop: what enters one may be the states of another.
+    while loop := next((one for one in find_loops(gm.graph, FEWEST_STEPS) if one.states[-1] not in left), None):
+        why = loop.obstacle(gm.graph)
         if why:
-            left.append(f"a loop of {len(loop.states)} steps over {loop.weight.name} is compiled step by step: {why}")
+            steps = f"a loop of {len(loop.states)} steps over {loop.weight.name}"
+            left[loop.states[-1]] = f"{steps} is compiled step by step: {why}"
+        else:
+            _Roller(gm.graph, loop).roll()
     gm.graph.lint()
     gm.recompile()
-    return tuple(left)
+    return tuple(left.values())
 
 
 class _Roller:
@@ -51,36 +55,25 @@ class _Roller:
         self.erased = set[fx.Node]()
         self.order = {node: place for place, node in enumerate(graph.nodes)}
 
-    def roll(self) -> str:
-        """Replace the loop; returns why it could not be, ``""`` where it was."""
+    def roll(self) -> None:
+        """Replace the loop."""
         loop = self.loop
-        shape = example(loop.states[0]).shape
-        columns = list(zip(*loop.driven, strict=True)) if len({len(terms) for terms in loop.driven}) == 1 else []
-        if not columns:
-            return "its steps have different numbers of terms"
-        if any(example(term).dtype != example(loop.states[0]).dtype for terms in loop.driven for term in terms):
-            return "what enters a step has another dtype than the states"
         self._move_up([term for terms in loop.driven for term in terms])
         with self.graph.inserting_before(loop.states[0]):
-            terms = [self._of_all_steps(column) for column in columns]
+            terms = [self._of_all_steps(column) for column in loop.columns]
             driven = reduce(lambda a, b: self._call(operator.add, a, b), terms)
-            driven = self._expanded(driven, (len(loop.states), *shape))
-            initial = self._expanded(loop.initial, shape)
+            initial = loop.initial
+            if example(initial).shape != example(loop.states[0]).shape:  # one row for the whole batch
+                initial = self._call(torch.Tensor.expand_as, initial, self._call(operator.getitem, driven, 0))
             weight = loop.weight if loop.turned else self._call(torch.t, loop.weight)
             states = self._call(recurrence.KERNEL.op, driven, weight, initial, None, loop.activation)
             self._replace(states)
         self._erase()
-        return ""
 
     def _call(self, target: Callable[..., Any], *args: Any) -> fx.Node:
         node = self.graph.call_function(target, args)
         node.meta.update(self.meta)
         return node
-
-    def _expanded(self, node: fx.Node, shape: Sequence[Any]) -> fx.Node:
-        expanded = self.graph.call_method("expand", (node, *shape))
-        expanded.meta.update(self.meta)
-        return expanded
 
     def _move_up(self, terms: Sequence[fx.Node]) -> None:
         """What the terms are made of, in front of the first step; none of it depends on a state."""
@@ -96,13 +89,17 @@ class _Roller:
     def _replace(self, states: fx.Node) -> None:
         """Stacked states are the result itself, turned; others are read from it."""
         loop = self.loop
+        # Other loops may have these states as what enters them.
+        states.meta["example_value"] = example(loop.states[0]).expand(len(loop.states), -1, -1)
         for user in list(loop.states[-1].users):
             if name_of(user) == "stack" and user.args[0] in (list(loop.states), loop.states):
                 axis = user.args[1] if len(user.args) > 1 else user.kwargs.get("dim", 0)
                 user.replace_all_uses_with(self._call(torch.movedim, states, 0, axis))
                 self.graph.erase_node(user)
         for place, state in enumerate(loop.states):
-            state.replace_all_uses_with(self._call(operator.getitem, states, place))
+            picked = self._call(operator.getitem, states, place)
+            picked.meta["example_value"] = example(state)
+            state.replace_all_uses_with(picked)
 
     def _erase(self) -> None:
         """The steps, and what only they read: not all dead code, since changes in place look dead in this graph."""

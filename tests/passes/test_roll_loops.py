@@ -75,6 +75,19 @@ class Net(nn.Module):
             two = torch.tanh(self.U2(one) + self.W2(two))
         return two
 
+    def two_layers_without_a_matrix_between(self, x: Tensor) -> Tensor:
+        one = two = self.zero(x)
+        for step in x.unbind(1):
+            one = torch.tanh(self.W(one) + self.U(step))
+            two = torch.tanh(one + self.W2(two))
+        return two + one
+
+    def nothing_enters(self, x: Tensor) -> Tensor:
+        h = x[:, 0] @ self.U.weight.T
+        for _ in range(x.shape[1]):
+            h = torch.tanh(self.W(h))
+        return h
+
     def inputs_that_differ(self, x: Tensor) -> Tensor:
         h = self.zero(x)
         for t in range(x.shape[1]):
@@ -149,6 +162,7 @@ SPELLINGS = {
     "not_transposed": 1,
     "learned_start": 1,
     "two_layers": 2,
+    "two_layers_without_a_matrix_between": 2,
     "inputs_that_differ": 1,
     "backwards": 1,
 }
@@ -174,6 +188,7 @@ def test_the_same_function(way: str) -> None:
         ("fed_back", "in other ways than by the recurrent weight"),
         ("coupled", "in other ways than by the recurrent weight"),
         ("dropped_out", "dropout.* must stay in its place"),
+        ("nothing_enters", "or the same at every step"),
         ("in_place", "add_.* must stay in its place"),
     ],
 )
@@ -185,6 +200,22 @@ def test_left_with_a_reason(way: str, match: str) -> None:
     assert all(re.search(f"a loop of {STEPS} steps.*{match}", sentence) for sentence in left)
     torch.manual_seed(1)
     torch.testing.assert_close(y, net(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["operators", "learned_start"])
+def test_a_batch_of_any_size(way: str) -> None:
+    """One compilation for all: the number of rows is a symbol of the graph."""
+    net, x = Net(way).float(), torch.randn(BATCH, STEPS, INPUTS)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="hadamard", options={"profile": "exact", "roll_loops": True}, dynamic=True)
+    for rows in (BATCH, 5, 8):
+        x = torch.randn(rows, STEPS, INPUTS)
+        found, expected = gradients(compiled(x), net), gradients(net(x), net)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+    (report,) = [r for r in hadamard_fx.reports() if r.plan.decisions][-1:]
+    (steps,) = [d.gemm for d in report.plan.decisions if d.gemm.op == "recurrence"]
+    assert steps.M.symbol and steps.batch.hint in (STEPS, STEPS - 2)
 
 
 @pytest.mark.parametrize("way", ["sigmoid", "feed_forward"])
