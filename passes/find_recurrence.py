@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import torch.fx as fx
 
+from hadamard_fx.kernels import recurrence, walsh_recurrence
 from hadamard_fx.plan import Gemm, Role
 
 from .joint_graph import JointGraph
@@ -24,18 +25,20 @@ from .joint_graph import JointGraph
 __all__ = ["mark_recurrences"]
 
 RECURRENT, INPUT = "recurrent", "input"
-ALL_STEPS = "recurrence"
-"""The operator that holds all steps (``kernels/recurrence.py``): recurrent by what it is."""
+ALL_STEPS = frozenset({recurrence.KERNEL.op, walsh_recurrence.KERNEL.op})
+"""The operators that hold all steps and are called by users: recurrent by what they are. The latter has no weight."""
 
 
 def mark_recurrences(joint: JointGraph, gemms: dict[fx.Node, Gemm]) -> dict[fx.Node, Gemm]:
     """The products with ``recurrence`` set, in the same order; backward products follow the weight that they read."""
     of_parameters = frozenset(node.name for node in joint.parameters_of)
     weights = {node: _weight(gemm, of_parameters) for node, gemm in gemms.items() if _of_a_weight(gemm)}
-    recurrent = _recurrent(joint, weights) | {weights[n] for n in weights if gemms[n].op == ALL_STEPS}
-    if not recurrent:
+    recurrent = _recurrent(joint, weights) | {weights[n] for n in weights if n.target in ALL_STEPS}
+    starts = {node for node, weight in weights.items() if weight in recurrent}
+    starts |= {node for node in joint.graph.nodes if node.target in ALL_STEPS}
+    if not starts:
         return gemms
-    kinds = {**dict.fromkeys(_inputs(weights, recurrent, gemms), INPUT), **dict.fromkeys(recurrent, RECURRENT)}
+    kinds = {**dict.fromkeys(_inputs(weights, starts, gemms) - recurrent, INPUT), **dict.fromkeys(recurrent, RECURRENT)}
     return {node: replace(gemm, recurrence=_kind(node, gemm, weights, kinds)) for node, gemm in gemms.items()}
 
 
@@ -74,10 +77,9 @@ def _recurrent(joint: JointGraph, weights: dict[fx.Node, str]) -> set[str]:
     return found
 
 
-def _inputs(weights: dict[fx.Node, str], recurrent: set[str], gemms: dict[fx.Node, Gemm]) -> set[str]:
+def _inputs(weights: dict[fx.Node, str], starts: set[fx.Node], gemms: dict[fx.Node, Gemm]) -> set[str]:
     """Weights of the products that the operands of the recurrent ones are made of, and of nothing in between."""
-    stack = [node for node, weight in weights.items() if weight in recurrent]
-    starts, seen, found = set(stack), set(stack), set()
+    stack, seen, found = list(starts), set(starts), set[str]()
     while stack:
         node = stack.pop()
         if node in gemms and node not in starts:
@@ -87,4 +89,4 @@ def _inputs(weights: dict[fx.Node, str], recurrent: set[str], gemms: dict[fx.Nod
         fresh = [operand for operand in node.all_input_nodes if operand not in seen]
         seen.update(fresh)
         stack += fresh
-    return found - recurrent
+    return found

@@ -14,6 +14,7 @@ Sources: QORNN (arXiv 2402.04012), HadamRNN (arXiv 2502.00047). modReLU: Arjovsk
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.nn.utils import parametrize
 from ..errors import OptionError
 from ..kernels.activation import modrelu
 from ..kernels.recurrence import recurrence
+from ..kernels.walsh_recurrence import walsh_recurrence
 from .bjorck import Bjorck
 from .projunn import RECURRENT_DIVISOR, ProjUNN
 from .quantizers import Quantizer
@@ -124,7 +126,11 @@ class OrthogonalRNN(nn.Module):
             raise OptionError("OrthogonalRNN: x has no steps; its second axis must not be empty")
         driven = x.transpose(0, 1) @ self.input.mT  # the inputs of all steps in one product
         initial = driven.new_zeros(x.shape[0], self.config.hidden)
-        return recurrence(driven, self.recurrent, initial, self.threshold, self.config.activation)
+        activation = (self.threshold, self.config.activation)
+        if self.config.training == "hadamard":
+            parametrization: Any = self.parametrizations["recurrent"][0]  # type: ignore[index]
+            return walsh_recurrence(driven, parametrization.signs(self.recurrent_parameter()), initial, *activation)
+        return recurrence(driven, self.recurrent, initial, *activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [batch, T, i] → [batch, o] of the last step, or [batch, T, o] with ``every_step``.

@@ -70,10 +70,14 @@ class SignedHadamard(nn.Module):
         super().__init__()
         self.size = _power_of_two(size)
 
+    def signs(self, latent: Tensor) -> Tensor:
+        """±1 [d], with the straight-through gradient."""
+        found: Tensor = _Sign.apply(latent)  # type: ignore[no-untyped-call]
+        return found
+
     def codes(self, latent: Tensor) -> Tensor:
         """√d·W: ±1, [d, d] of the latent's dtype."""
-        signs: Tensor = _Sign.apply(latent)  # type: ignore[no-untyped-call]
-        return signs[:, None] * sylvester(self.size, latent.device, latent.dtype)
+        return self.signs(latent)[:, None] * sylvester(self.size, latent.device, latent.dtype)
 
     def forward(self, latent: Tensor) -> Tensor:
         """[d] → [d, d]."""

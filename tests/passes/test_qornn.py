@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from harness import ratio, traced
@@ -217,6 +219,19 @@ def test_all_steps_as_one_node():
     (forward,) = (d.gemm for d in trace.decisions if d.gemm.op == "recurrence")
     assert (forward.batch.hint, forward.M.hint, forward.N.hint, forward.K.hint) == (1000, BATCH, HIDDEN, HIDDEN)
     assert len(trace.decisions) < 12
+
+
+def test_signs_of_a_hadamard_matrix_are_left_and_the_input_weight_is_not():
+    sizes = ORNNConfig(inputs=INPUTS, hidden=16, outputs=OUTPUTS, training="hadamard", activation="modrelu")
+    model, own, x = OrthogonalRNN(sizes), OrthogonalRNN(replace(sizes, bits=3)), torch.randn(BATCH, 20, INPUTS)
+    names = {"input": "parametrizations.input.original"}
+    own.load_state_dict({names.get(name, name): value for name, value in model.state_dict().items()})
+    compiled, trace = traced(model, {"profile": "qornn", "bits": 3})
+    for run in (compiled, own):
+        run(x).square().sum().backward()
+    assert {d.gemm.weight for d in trace.decisions if d.rewritten} == {"input"}
+    for name, parameter in model.named_parameters():
+        assert ratio(parameter.grad, own.get_parameter(names.get(name, name)).grad) < 1e-5, name
 
 
 @pytest.mark.parametrize("profile", ["hot", "hdqt", "int8", "exact"])
