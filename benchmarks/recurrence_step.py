@@ -3,9 +3,10 @@
     python benchmarks/recurrence_step.py [--steps 1000] [--batch 64] [--hidden 256] [--device cpu|cuda] [--quick]
 
 Every net has ReLU, 10 inputs and a linear output of 10 at every step. ``nn.RNN`` is what torch offers (cuDNN on CUDA
-devices); ``orthogonal`` is ``OrthogonalRNN`` eagerly, ``qornn`` the same under ``torch.compile`` with that profile,
-``björck`` with its orthogonalisation inside; ``plain loop`` is a user's own Python loop under the same profile, which a
-compiler unrolls and ``passes/roll_loops.py`` rolls up again: it is timed where ``--loop`` asks for it.
+devices); ``orthogonal`` is ``OrthogonalRNN`` eagerly, ``hadamard`` with HadamRNN's matrix; ``qornn`` is the first under
+``torch.compile`` with that profile, ``björck`` with its orthogonalisation inside; ``plain loop`` is a user's own Python
+loop under the same profile, which a compiler unrolls and ``passes/roll_loops.py`` rolls up again: it is timed where
+``--loop`` asks for it.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ def contenders(hidden: int, loop: bool) -> dict[str, tuple[nn.Module, dict[str, 
     made: dict[str, tuple[nn.Module, dict[str, Any] | None]] = {
         "nn.RNN": (Builtin(hidden), None),
         "orthogonal": (orthogonal("projunn"), None),
+        "hadamard": (orthogonal("hadamard"), None),
         "qornn": (orthogonal("projunn"), QORNN),
         "qornn, björck": (orthogonal("bjorck"), QORNN),
     }
@@ -124,7 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         for name in steps
     ]
     sizes = {name: getattr(options, name) for name in ("steps", "batch", "hidden")}
-    record("recurrence_step", options, rows, {"sizes": sizes, "threads": torch.get_num_threads(), "seconds": times})
+    usual = sizes == {"steps": 1000, "batch": 64, "hidden": 256}
+    name = "recurrence_step" + ("" if usual else "".join(f"-{key}-{value}" for key, value in sizes.items()))
+    record(name, options, rows, {"sizes": sizes, "threads": torch.get_num_threads(), "seconds": times})
     return 0
 
 

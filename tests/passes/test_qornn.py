@@ -9,9 +9,10 @@ import torch
 from harness import ratio, traced
 from torch import nn
 
+from hadamard_fx.cost_model.error import relative_error
 from hadamard_fx.errors import OptionError, SchemeError
 from hadamard_fx.orthogonal.recurrent import ORNNConfig, OrthogonalRNN
-from hadamard_fx.plan import Role
+from hadamard_fx.plan import Gemm, Role, Size
 from hadamard_fx.policy import Policy
 from hadamard_fx.straight_through import StraightThrough
 
@@ -241,3 +242,16 @@ def test_other_profiles_leave_the_steps_alone(profile):
     compiled(torch.randn(BATCH, 8, INPUTS)).sum().backward()
     steps = [d for d in trace.decisions if d.gemm.op.startswith("recurrence")]
     assert len(steps) == 2 and not any(d.rewritten for d in steps) and all(d.reason for d in steps)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("bits", [3, 5, 8])
+def test_predicted_error_of_a_gaussian_product(bits, per_channel):
+    """Against the product itself: x [512, 96] times w [64, 96]."""
+    torch.manual_seed(0)
+    x, w = torch.randn(512, 96, dtype=torch.float64), torch.randn(64, 96, dtype=torch.float64)
+    scheme = StraightThrough(bits, per_channel=per_channel)
+    gemm = Gemm("n", Role.FORWARD, "l", Size(512), Size(64), Size(96), "float32", "cpu", "x", "w")
+    rounded = torch.stack([grid(row, bits) for row in w]) if per_channel else grid(w, bits)
+    measured = ratio(x @ rounded.T, x @ w.T)
+    assert relative_error(scheme, gemm) == pytest.approx(measured, rel=0.1)
