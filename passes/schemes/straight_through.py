@@ -62,6 +62,8 @@ class StraightThroughRule(SchemeRule):
         return ""
 
     def note(self, scheme: StraightThrough, gemm: Gemm) -> str:
+        if gemm.op.startswith("recurrence"):
+            return f"recurrent: its {gemm.batch} steps are one call"
         return _WHY.get(gemm.recurrence, "")
 
     def works(self, scheme: StraightThrough, gemm: Gemm, sizes: Sizes) -> tuple[Work, ...]:

@@ -217,6 +217,7 @@ def test_all_steps_as_one_node():
         (Role.GRAD_INPUT, "recurrence_backward", True),
         (Role.GRAD_WEIGHT, "mm", False),
     }
+    assert any("its 1000 steps are one call" in d.reason for d in trace.decisions)
     (forward,) = (d.gemm for d in trace.decisions if d.gemm.op == "recurrence")
     assert (forward.batch.hint, forward.M.hint, forward.N.hint, forward.K.hint) == (1000, BATCH, HIDDEN, HIDDEN)
     assert len(trace.decisions) < 12
