@@ -84,7 +84,7 @@ def _forward_kernel(
     c = tl.zeros((1, WIDTH), tl.float32)
     if ACTIVATION == _MODRELU:
         c = tl.load(threshold + column, mask=column < HIDDEN, other=0.0).to(tl.float32)
-    stride = batch.to(tl.int64) * HIDDEN
+    stride = tl.full((), HIDDEN, tl.int64) * batch  # batch is a constant where it is 1
     before, sums_of, target = initial, driven, states
     for _ in range(steps):
         z = tl.load(sums_of + place, mask=inside, other=0.0).to(tl.float32)
@@ -115,7 +115,7 @@ def _backward_kernel(
     column = tl.arange(0, WIDTH)[None, :]
     place = row[:, None] * HIDDEN + column
     inside = (row[:, None] < batch) & (column < HIDDEN)
-    stride = batch.to(tl.int64) * HIDDEN
+    stride = tl.full((), HIDDEN, tl.int64) * batch  # batch is a constant where it is 1
     offset = (steps - 1) * stride
     g = tl.load(gradient + offset + place, mask=inside, other=0.0).to(tl.float32)
     for _ in range(steps - 1):

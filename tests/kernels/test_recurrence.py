@@ -200,7 +200,7 @@ def test_on_a_device(dtype: torch.dtype, shape: tuple[int, int, int], activation
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles_without_a_device(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every activation, float32 and bfloat16, one small and one large net."""
+    """Every activation, float32 and bfloat16, a net of one unit, for which numbers are constants, a small and a large one."""
     pytest.importorskip("triton")
     from hadamard_fx.kernels import ahead
 
@@ -214,10 +214,10 @@ def test_compiles_without_a_device(capability: int, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(ahead, "submit", submit)
     calls = []
     with FakeTensorMode():
-        for activation, dtype, hidden in itertools.product(
-            ("relu", "modrelu", "tanh"), (torch.float32, torch.bfloat16), (48, 512)
+        for activation, dtype, (steps, batch, hidden) in itertools.product(
+            ("relu", "modrelu", "tanh"), (torch.float32, torch.bfloat16), ((1, 1, 1), (100, 64, 48), (100, 64, 512))
         ):
-            shapes = ((100, 64, hidden), (hidden, hidden), (64, hidden), (hidden,))
+            shapes = ((steps, batch, hidden), (hidden, hidden), (batch, hidden), (hidden,))
             d, w, h, c = (torch.empty(shape, dtype=dtype, device="cuda") for shape in shapes)
             threshold = c if activation == "modrelu" else None
             calls += [(forward.KERNEL, (d, w, h, threshold, activation)), (backward.KERNEL, (d, w, d, activation))]
