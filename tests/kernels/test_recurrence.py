@@ -200,7 +200,7 @@ def test_on_a_device(dtype: torch.dtype, shape: tuple[int, int, int], activation
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles_without_a_device(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every activation, float32 and bfloat16, a net of one unit, for which numbers are constants, a small and a large one."""
+    """Every activation and both dtypes; a net of one unit, whose sizes are constants, a small and a large one."""
     pytest.importorskip("triton")
     from hadamard_fx.kernels import ahead
 
