@@ -52,7 +52,7 @@ def error_model(scheme: type[Scheme]) -> Callable[[Model], Model]:
 
 def has_error_model(scheme: Scheme) -> bool:
     """Whether ``relative_error`` can predict the scheme."""
-    from . import error_clipped, error_saturating  # noqa: F401  (they register their schemes, and need this module)
+    from . import error_clipped, error_saturating, error_straight_through  # noqa: F401  (they register, and need this module)
 
     return type(scheme) in _MODELS
 

@@ -26,11 +26,12 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this is a script of the checkout, not of the package
 
-from examples.recurrent_training import Contender, Rates, bars, fit, options_of, record, recurrent_bytes, threads
+from examples.recurrent_contenders import Contender, Rates, recurrent_bytes
+from examples.recurrent_training import bars, fit, options_of, record, threads
 from hadamard_fx.orthogonal.recurrent import OrthogonalRNN
 from hadamard_fx.orthogonal.tracking import orthogonality
 
-DEFAULT = "lstm,gru,bjorck,bjorck:8,bjorck:6,bjorck:5,bjorck:4,bjorck:3,projunn,projunn:6"
+DEFAULT = "lstm,gru,hadamard,bjorck,bjorck:8,bjorck:6,bjorck:5,bjorck:4,bjorck:3,projunn,projunn:6"
 DATA = 8
 BLANK, MARKER = DATA, DATA + 1
 INPUTS, OUTPUTS = DATA + 2, DATA + 1
@@ -101,7 +102,7 @@ def measure(model: nn.Module, sizes: Sizes) -> dict[str, float]:
     return found
 
 
-def train(contenders: list[Contender], sizes: Sizes, console: Console) -> list[dict[str, Any]]:
+def train(contenders: list[Contender], sizes: Sizes, console: Console, device: str = "cpu") -> list[dict[str, Any]]:
     """Train every contender on the same problems; a row for each."""
     rows = []
     with bars(console) as progress:
@@ -109,7 +110,7 @@ def train(contenders: list[Contender], sizes: Sizes, console: Console) -> list[d
             torch.manual_seed(0)
             choices = {"activation": sizes.activation, "range": sizes.range}
             choices |= {"per_channel": sizes.per_channel, "every_step": True}
-            model = contender.model(INPUTS, sizes.hidden, OUTPUTS, **choices)
+            model = contender.model(INPUTS, sizes.hidden, OUTPUTS, **choices).to(device)
             task = progress.add_task(contender.name, total=sizes.steps)
 
             def seen(loss: float, task: Any = task, name: str = contender.name) -> None:
@@ -119,7 +120,7 @@ def train(contenders: list[Contender], sizes: Sizes, console: Console) -> list[d
             steppers = contender.optimizers(model, sizes.rates)
             seconds = fit(model, steppers, batches(sizes, 1), sizes.steps, entropy, seen)
             bytes_ = recurrent_bytes(contender, INPUTS, sizes.hidden)
-            found = measure(model, sizes)
+            found = measure(model.cpu(), sizes)
             rows.append({"contender": contender.name, "recurrent bytes": bytes_, "seconds": seconds, **found})
     return rows
 
@@ -157,8 +158,8 @@ def main(arguments: list[str] | None = None) -> int:
         sizes = replace(sizes, delay=5, symbols=2, hidden=16, steps=5)
     console = Console() if sys.stdout.isatty() else Console(width=150)
     with threads(options.threads):
-        rows = train(contenders, sizes, console)
-        path = record("copy_task", sizes, rows, given, options.quick, options.out)
+        rows = train(contenders, sizes, console, options.device)
+        path = record("copy_task", sizes, rows, given, options.quick, options.out, options.device)
     console.print(table(rows, sizes))
     console.print(f"written to {os.path.relpath(path)}", highlight=False, soft_wrap=True)
     return 0

@@ -1,4 +1,4 @@
-"""What the recurrent examples share: the contenders, one training loop, and the JSON of a run."""
+"""What the recurrent examples share: their options, one training loop, and the JSON of a run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import datetime
 import json
 import math
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +20,13 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from hadamard_fx.orthogonal.recurrent import ORNNConfig, OrthogonalRNN, optimizers
+from examples.recurrent_contenders import Contender, parse
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises; then it falls like a cosine."""
-
-
-class Gated(nn.Module):
-    """LSTM or GRU of one layer with a linear output, [batch, T, i] → [batch, o] or [batch, T, o]."""
-
-    def __init__(self, kind: str, inputs: int, hidden: int, outputs: int, every_step: bool = False) -> None:
-        super().__init__()
-        self.cell = {"lstm": nn.LSTM, "gru": nn.GRU}[kind](inputs, hidden, batch_first=True)
-        self.output = nn.Linear(hidden, outputs)
-        self.every_step = every_step
-
-    def forward(self, x: Tensor) -> Tensor:
-        states = self.cell(x)[0]
-        made: Tensor = self.output(states if self.every_step else states[:, -1])
-        return made
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Learning rates at their peak.
-
-    Attributes:
-        orthogonal: Adam's, for orthogonal nets.
-        gated: Adam's, for LSTM and GRU.
-        divisor: of the recurrent rate with projUNN; 32 in the paper, which trains for many more steps.
-        variant: of projUNN, D or T.
-    """
-
-    orthogonal: float
-    gated: float
-    divisor: float
-    variant: str = "D"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One net of a comparison.
-
-    Attributes:
-        kind: ``"lstm"``, ``"gru"``, or the training of an ``OrthogonalRNN``, ``"bjorck"`` or ``"projunn"``.
-        bits: of W and U; None for floating point.
-    """
-
-    kind: str
-    bits: int | None = None
-
-    @property
-    def gated(self) -> bool:
-        return self.kind in ("lstm", "gru")
-
-    @property
-    def name(self) -> str:
-        if self.gated:
-            return self.kind.upper()
-        way = {"bjorck": "Björck", "projunn": "projUNN"}[self.kind]
-        return f"ORNN, {way}" if self.bits is None else f"QORNN, {way}, {self.bits} bits"
-
-    def model(self, inputs: int, hidden: int, outputs: int, **choices: Any) -> Gated | OrthogonalRNN:
-        """The net; ``choices`` are further fields of ``ORNNConfig``."""
-        if self.gated:
-            return Gated(self.kind, inputs, hidden, outputs, choices.get("every_step", False))
-        return OrthogonalRNN(ORNNConfig(inputs, hidden, outputs, self.bits, self.kind, **choices))
-
-    def optimizers(self, model: Gated | OrthogonalRNN, rates: Rates) -> list[torch.optim.Optimizer]:
-        if isinstance(model, OrthogonalRNN):
-            return optimizers(model, rates.orthogonal, variant=rates.variant, divisor=rates.divisor)
-        return [torch.optim.Adam(model.parameters(), lr=rates.gated)]
-
-
-def parse(names: str) -> list[Contender]:
-    """``lstm,gru,bjorck,bjorck:4,projunn:8``: kinds, with bits behind a colon."""
-    made = []
-    for name in names.split(","):
-        kind, _, bits = name.strip().partition(":")
-        if kind not in ("lstm", "gru", "bjorck", "projunn") or (bits and not bits.isdigit()):
-            raise ValueError(
-                f"contender {name!r}: write lstm, gru, bjorck, projunn, or the latter two with bits, bjorck:4"
-            )
-        made.append(Contender(kind, int(bits) if bits else None))
-    return made
 
 
 def options_of(
@@ -124,6 +45,7 @@ def options_of(
     parser.add_argument("--activation", default=activation, choices=("relu", "modrelu"))
     parser.add_argument("--range", default="minmax", choices=("minmax", "mse", "lsq", "pact"))
     parser.add_argument("--per-channel", action="store_true", help="a range for each row of W")
+    parser.add_argument("--device", default="cpu", help="where it is trained (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="small nets and few steps: does the script work?")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     options = parser.parse_args(arguments)
@@ -176,8 +98,9 @@ def fit(
     schedules = [torch.optim.lr_scheduler.LambdaLR(stepper, share) for stepper in steppers]
     model.train()
     begin = time.perf_counter()
+    device = next(model.parameters()).device
     for x, target in batches:
-        loss = loss_of(model(x), target)
+        loss = loss_of(model(x.to(device)), target.to(device))
         for stepper in steppers:
             stepper.zero_grad()
         loss.backward()
@@ -189,16 +112,12 @@ def fit(
     return time.perf_counter() - begin
 
 
-def recurrent_bytes(contender: Contender, inputs: int, hidden: int) -> float:
-    """Bytes of the weights that every step reads: W and U, four and three of each in LSTM and GRU, with biases."""
-    if contender.gated:
-        gates = {"lstm": 4, "gru": 3}[contender.kind]
-        return 4.0 * gates * (hidden * (hidden + inputs) + 2 * hidden)
-    return (contender.bits or 32) / 8 * hidden * (hidden + inputs)
-
-
-def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[str], quick: bool, out: Path) -> Path:
+def record(
+    name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[str], quick: bool, out: Path, device: str = "cpu"
+) -> Path:
     """Write the rows of a run, with what is needed to repeat it; returns the file."""
+    on_cpu = torch.device(device).type == "cpu"
+    hardware = f"{torch.get_num_threads()} CPU threads" if on_cpu else torch.cuda.get_device_name(device)
     today = datetime.date.today().isoformat()
     try:
         asked = ["git", "describe", "--always", "--dirty"]
@@ -209,7 +128,7 @@ def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[st
         "benchmark": name,
         "date": today,
         "quick": quick,
-        "device": f"{torch.get_num_threads()} CPU threads",
+        "device": hardware,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "commit": commit,
         "command": " ".join(["python", f"examples/{name}.py", *arguments]),
@@ -219,6 +138,7 @@ def record(name: str, sizes: Any, rows: list[dict[str, Any]], arguments: list[st
     out.mkdir(parents=True, exist_ok=True)
     usual = vars(type(sizes)())
     changed = "" if quick else "".join(f"-{key}-{value}" for key, value in vars(sizes).items() if value != usual[key])
-    path = out / f"{name}{changed}-cpu-{today}{'-quick' if quick else ''}.json"  # other sizes, another file
+    slug = "cpu" if on_cpu else re.sub(r"\W+", "-", hardware.lower()).strip("-")
+    path = out / f"{name}{changed}-{slug}-{today}{'-quick' if quick else ''}.json"  # other sizes, another file
     path.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -22,6 +22,7 @@ from .kernels import library
 from .passes.dump import Dump
 from .passes.joint_graph import describe_inputs
 from .passes.manager import Pipeline, source_digest
+from .passes.roll_loops import roll_loops
 from .policy import Policy
 from .report import history
 
@@ -76,9 +77,10 @@ def compile_graph(
         graphs: the report shall hold the joint graph before and after the passes.
     """
     library.load()
+    left = roll_loops(gm) if policy.rolls_loops else ()
     inputs = describe_inputs(gm, example_inputs)
     profile = profile_for(device_type(example_inputs), policy.device_profile)
-    pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None, records_graphs=graphs)
+    pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None, records_graphs=graphs, loops=left)
     key = _graph_key(gm, example_inputs, pipeline)
     patches = {**_mode_patches(mode), **_inductor_patches(policy)}
     if compat.nested_regions(gm.graph):

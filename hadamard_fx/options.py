@@ -18,10 +18,12 @@ __all__ = ["DEFAULTS", "PRODUCTS", "READERS", "Choice", "Override", "to_json"]
 
 DEFAULTS: dict[str, Any] = {
     "profile": "auto",
+    "bits": None,
     "overrides": {},
     "forward": None,
     "grad_input": None,
     "grad_weight": None,
+    "roll_loops": None,
     "objective": "time",
     "memory_budget": 1.0,
     "max_error": None,
@@ -179,6 +181,12 @@ def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _read_bits(value: object, where: str) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise OptionError(f"{where}: expected the number of bits of the profile's schemes, 5 for instance, got {value!r}")
+
+
 def _read_switch(value: object, where: str) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{where}: expected true or false, got {value!r}")
@@ -203,8 +211,10 @@ def _read_passes(value: object, where: str) -> dict[str, object]:
 
 READERS: dict[str, Callable[[object, str], Any]] = {
     "profile": _read_profile,
+    "bits": _read_bits,
     "overrides": _read_overrides,
     **{name: _read_product(role) for name, role in PRODUCTS.items()},
+    "roll_loops": lambda value, where: None if value is None else _read_switch(value, where),
     "objective": _read_objective,
     "memory_budget": _read_memory_budget,
     "max_error": _read_max_error,

@@ -82,6 +82,7 @@ class Gemm:
         source: the user's source line.
         window: of a convolution: M, N, K are those of the product with x unfolded under it; None elsewhere.
         image: elements of the x that is unfolded, 0 elsewhere.
+        recurrence: ``"recurrent"`` or ``"input"`` where it is part of a recurrence (``passes/find_recurrence.py``).
     """
 
     node: str
@@ -104,6 +105,14 @@ class Gemm:
     sequence: int = 0
     window: Window | None = None
     image: Size = Size(0)
+    recurrence: str = ""
+
+    @property
+    def layer_role(self) -> Role:
+        """The role by which a scheme is asked for: constant states times W are the first step of a recurrence."""
+        if self.role is Role.PARAMETERS and self.recurrence:
+            return Role.GRAD_INPUT if self.gradient else Role.FORWARD
+        return self.role
 
     @property
     def saved(self) -> str:

@@ -19,6 +19,7 @@ from .plan import Role
 from .profiles import PROFILES, Profile, did_you_mean, register_profile
 from .scheme import Exact, Scheme
 from .sources import find_file, read_environment, read_file
+from .straight_through import StraightThrough
 
 __all__ = ["DEFAULTS", "PROFILES", "Choice", "Override", "Policy", "Profile", "register_profile"]
 
@@ -28,9 +29,11 @@ class Policy:
     """What the user asked for.
 
     Attributes:
-        profile: for all that no other setting rules.
+        profile: for all that no other setting rules; its schemes have ``bits`` bits where that is set.
+        bits: of the profile's schemes; None: as the profile says. Overrides are not concerned.
         forward, grad_input, grad_weight: the scheme of all such products; None: as the profile says.
         overrides: in the order given; the first that matches a layer rules it.
+        roll_loops: compile recurrent loops as one operator each; None: where the profile is one for recurrences.
         objective: share of memory in what is minimised: 0 for predicted time, 1 for the bytes kept for the backward.
         memory_budget: largest share of the bytes that exact keeps for the backward.
         max_error: largest relative error of a product, measured or predicted; None: no bound.
@@ -42,10 +45,12 @@ class Policy:
     """
 
     profile: Profile
+    bits: int | None
     forward: Scheme | None
     grad_input: Scheme | None
     grad_weight: Scheme | None
     overrides: tuple[Override, ...]
+    roll_loops: bool | None
     objective: float
     memory_budget: float
     max_error: float | None
@@ -94,6 +99,8 @@ class Policy:
         for key, (value, origin) in settings.items():
             where = {"default": f"option {key!r}", "options": f"option {key!r}", "environment": f"environment, {key!r}"}
             values[key] = READERS[key](value, where.get(origin, f"{file}, {key!r}"))
+        if values["bits"] is not None:
+            values["profile"] = values["profile"].with_bits(values["bits"])
         plain = tuple((key, (to_json(key, value), origin)) for key, (value, origin) in settings.items())
         for key in ("inductor", "passes"):  # mappings, which would not hash; the settings hold them
             values.pop(key)
@@ -108,6 +115,13 @@ class Policy:
     def passes(self) -> dict[str, Any]:
         """Pass -> table of its fields, or False: it is left out."""
         return dict(dict(self.settings)["passes"][0])
+
+    @property
+    def rolls_loops(self) -> bool:
+        """Whether dynamo's graph is searched for unrolled loops."""
+        if self.roll_loops is not None:
+            return self.roll_loops
+        return any(isinstance(scheme, StraightThrough) for scheme in self.profile.schemes(Role.FORWARD))
 
     def choice(self, layer: str, role: Role) -> Choice:
         """What the product ``role`` of ``layer`` may use: the first matching override, else the option of the role,

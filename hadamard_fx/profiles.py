@@ -15,6 +15,7 @@ from .plan import Role
 from .published_code import ClippedGradInput, ClippedGradWeight
 from .saturating import SaturatingForward, SaturatingGradInput, SaturatingGradWeight
 from .scheme import Exact, Hadamard, LowRank, Scheme
+from .straight_through import StraightThrough
 
 __all__ = ["PROFILES", "Profile", "did_you_mean", "parse_scheme", "register_profile"]
 
@@ -43,6 +44,7 @@ _ONLY_FOR: dict[type[Scheme], tuple[Role, ...]] = {
     SaturatingForward: (Role.FORWARD,),
     SaturatingGradInput: (Role.GRAD_INPUT,),
     SaturatingGradWeight: (Role.GRAD_WEIGHT,),
+    StraightThrough: (Role.FORWARD, Role.GRAD_INPUT),
 }
 """Low rank is legal along the tokens only, hence for the weight's gradient only (law 3 of the algorithms).
 
@@ -85,10 +87,30 @@ class Profile:
         known = {Role.FORWARD: self.forward, Role.GRAD_INPUT: self.grad_input, Role.GRAD_WEIGHT: self.grad_weight}
         return known.get(role, (Exact(),))
 
+    def with_bits(self, bits: int) -> Profile:
+        """The same with that many bits in every scheme that has a number of them.
+
+        Raises:
+            OptionError: no scheme has one, or prices choose it. SchemeError: a scheme refuses the number.
+        """
+        if self.priced:
+            raise OptionError(
+                f"option 'bits': profile {self.name!r} chooses the bits by price; ask for another profile"
+            )
+        made = {str(role): tuple(_with_bits(s, bits) for s in self.schemes(role)) for role in DEFAULT_SCHEMES}
+        if not any(hasattr(scheme, "bits") for schemes in made.values() for scheme in schemes):
+            raise OptionError(f"option 'bits': no scheme of profile {self.name!r} has a number of bits")
+        return dataclasses.replace(self, **made)  # type: ignore[arg-type]
+
     def to_json(self) -> dict[str, Any]:
         """All that decides, for hashes and reports."""
         products = {str(role): [s.to_json() for s in self.schemes(role)] for role in DEFAULT_SCHEMES}
         return {"name": self.name, "summary": self.summary, "priced": self.priced, **products}
+
+
+def _with_bits(scheme: Scheme, bits: int) -> Scheme:
+    changed: Scheme = dataclasses.replace(scheme, bits=bits) if hasattr(scheme, "bits") else scheme  # type: ignore[type-var]
+    return changed
 
 
 PROFILES: dict[str, Profile] = {}
@@ -185,6 +207,9 @@ register_profile(Profile("hot-repo", _REPO, (ClippedGradInput(),), (ClippedGradW
 _HDQT = "HDQT as published (arXiv 2310.03675): 4-bit operands in all three products, 8-bit saturating accumulators"
 _SATURATING = (SaturatingGradInput(),), (SaturatingGradWeight(),)
 register_profile(Profile("hdqt", _HDQT, *_SATURATING, priced=False, forward=(SaturatingForward(),)))
+_QORNN = "QORNN as published (arXiv 2402.04012): recurrent and input weights of 5 bits, straight-through gradients"
+_ON_A_GRID = (StraightThrough(),)
+register_profile(Profile("qornn", _QORNN, _ON_A_GRID, (Exact(),), priced=False, forward=_ON_A_GRID))
 for _bits in (4, 8):
     _plain = {"bits": _bits, "alpha": 1.0, "accumulator_bits": 32}
     register_profile(

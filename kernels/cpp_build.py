@@ -18,7 +18,7 @@ from .cpp_common import COMMON
 from .cpp_entry import ENTRY
 from .cpp_rows import ROWS
 
-__all__ = ["library", "source"]
+__all__ = ["build", "library", "source"]
 
 _POINTER, _INT, _LONG, _FLOAT = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_float
 _TRANSFORM: list[Any] = [
@@ -49,6 +49,22 @@ def source() -> str:
     return text.replace("@HEADROOM@", repr(scaling.HEADROOM))
 
 
+def build(text: str, name: str) -> ctypes.CDLL:
+    """Compile and load C++; ``name`` is what an error calls it.
+
+    Raises:
+        KernelError: there is no working C++ compiler.
+    """
+    try:
+        return compat.load_cpp(text)
+    except (OSError, RuntimeError) as error:
+        cause = (
+            f"{error}\nThe CPU kernels are compiled on first use and need a C++17 compiler with OpenMP: install g++ or "
+            "clang, or name one in the environment variable CXX."
+        )
+        raise KernelError(name, "this machine", cause) from error
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     """The loaded library, its functions typed.
@@ -56,14 +72,7 @@ def library() -> ctypes.CDLL:
     Raises:
         KernelError: there is no working C++ compiler.
     """
-    try:
-        loaded = compat.load_cpp(source())
-    except (OSError, RuntimeError) as error:
-        cause = (
-            f"{error}\nThe CPU kernels are compiled on first use and need a C++17 compiler with OpenMP: install g++ or "
-            "clang, or name one in the environment variable CXX."
-        )
-        raise KernelError("hadamard_transform (C++)", "this machine", cause) from error
+    loaded = build(source(), "hadamard_transform (C++)")
     loaded.hadamard_transform.argtypes, loaded.hadamard_transform.restype = _TRANSFORM, ctypes.c_int
     loaded.hadamard_rescale.argtypes, loaded.hadamard_rescale.restype = _RESCALE, None
     return loaded

@@ -29,7 +29,17 @@ from hadamard_fx.errors import DeviceError, KernelError
 from .replay import Sites
 from .traffic import Traffic
 
-__all__ = ["KERNELS", "NAMESPACE", "Kernel", "failure", "load", "register", "source_digest", "triton_bodies"]
+__all__ = [
+    "KERNELS",
+    "NAMESPACE",
+    "Kernel",
+    "differentiate",
+    "failure",
+    "load",
+    "register",
+    "source_digest",
+    "triton_bodies",
+]
 
 NAMESPACE = "hadamard"
 _FOLDER = Path(__file__).resolve().parent
@@ -100,6 +110,11 @@ def register(
     torch.library.register_fake(qualified, kernel.fake, lib=_LIBRARY)
     KERNELS[kernel.name] = kernel
     return kernel
+
+
+def differentiate(kernel: Kernel, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
+    """Give a registered operator a gradient; both functions as for ``torch.library.register_autograd``."""
+    torch.library.register_autograd(f"{NAMESPACE}::{kernel.name}", backward, setup_context=setup, lib=_LIBRARY)
 
 
 def _contiguous(function: Callable[..., Any]) -> Callable[..., Any]:

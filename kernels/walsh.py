@@ -13,7 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["block_transform", "low_rank_walsh", "sylvester_row", "token_transform", "walsh", "walsh_reference"]
+__all__ = [
+    "block_transform",
+    "low_rank_walsh",
+    "sylvester",
+    "sylvester_row",
+    "token_transform",
+    "walsh",
+    "walsh_reference",
+]
 
 
 def walsh_reference(order: int) -> Tensor:
@@ -44,8 +52,19 @@ def low_rank_walsh(rank: int, order: int, device: torch.device, dtype: torch.dty
 
     Built from indices, so that a traced graph holds no constant tensor.
     """
-    row = sylvester_row(torch.arange(rank, dtype=torch.int32, device=device), order)
+    return _entries(sylvester_row(torch.arange(rank, dtype=torch.int32, device=device), order), order, dtype)
+
+
+def sylvester(order: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Sylvester's matrix [order, order], ±1, symmetric: the one of the fast transform in its natural order."""
+    return _entries(torch.arange(order, dtype=torch.int32, device=device), order, dtype)
+
+
+def _entries(row: Tensor, order: int, dtype: torch.dtype) -> Tensor:
+    """Rows of Sylvester's matrix; orders up to 2^15."""
+    device = row.device
     common = row[:, None] & torch.arange(order, dtype=torch.int32, device=device)[None, :]
+    common = common ^ (common >> 8)
     common = common ^ (common >> 4)
     common = common ^ (common >> 2)
     common = common ^ (common >> 1)

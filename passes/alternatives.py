@@ -98,12 +98,12 @@ class _Finder:
         gemm, exact = self.gemm, self._priced(Exact())
         if gemm.dtype not in QUANTISABLE:
             return Alternatives(gemm, exact, (exact,), reason=f"{gemm.dtype} products are left exact")
-        if gemm.role in _ALWAYS_EXACT:
-            return Alternatives(gemm, exact, (exact,), reason=_ALWAYS_EXACT[gemm.role])
+        if gemm.layer_role in _ALWAYS_EXACT:
+            return Alternatives(gemm, exact, (exact,), reason=_ALWAYS_EXACT[gemm.layer_role])
         bound = self.policy.max_error
-        choice = self.policy.choice(gemm.layer, gemm.role)
+        choice = self.policy.choice(gemm.layer, gemm.layer_role)
         choice = refined(choice, gemm, self.calibration, self.profile, LARGEST_ERROR if bound is None else bound)
-        if gemm.role is Role.FORWARD and all(isinstance(scheme, Exact) for scheme in choice.schemes):
+        if gemm.layer_role is Role.FORWARD and all(isinstance(scheme, Exact) for scheme in choice.schemes):
             return Alternatives(gemm, exact, (exact,), reason=_FORWARD)
         refused = [Candidate(scheme, why) for scheme, why in choice.refused]
         found: list[list[Alternative]] = []

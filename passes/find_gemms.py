@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,10 +18,23 @@ from typing import ClassVar
 import torch
 import torch.fx as fx
 
+from hadamard_fx import compat
+from hadamard_fx.kernels import recurrence, recurrence_backward
 from hadamard_fx.plan import Gemm, Role, Size
 
 from .convolutions import BACKWARD, FORWARD, Convolution, describe, is_convolution
-from .joint_graph import RESHAPES, JointGraph, module_of, size_of, source_line, strip_transpose, strip_views, value
+from .find_recurrence import mark_recurrences
+from .joint_graph import (
+    RESHAPES,
+    VIEWS,
+    JointGraph,
+    module_of,
+    size_of,
+    source_line,
+    strip_transpose,
+    strip_views,
+    value,
+)
 
 aten = torch.ops.aten
 
@@ -31,8 +44,10 @@ LEFT_OPERAND = {
     aten.bmm.default: 0,
     aten.baddbmm.default: 1,
     FORWARD: 0,
+    recurrence.KERNEL.op: 0,
+    recurrence_backward.KERNEL.op: 0,
 }
-"""Position of the left operand; the right one follows it."""
+"""Position of the left operand; the right one follows it. The two last are one product for each step."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +67,13 @@ class FindGemms:
             gemms.update(partners.of_convolution(Convolution.of(call)))
         by_name = {node.name: node for node in gemms}
         readers = weight_readers(by_name[gemm.node] for gemm in gemms.values() if gemm.role is Role.GRAD_WEIGHT)
-        return tuple(
-            replace(gemms[node], held=_held(joint, node, gemms[node], readers), sequence=_sequence(node, gemms[node]))
+        judged = {
+            node: replace(
+                gemms[node], held=_held(joint, node, gemms[node], readers), sequence=_sequence(node, gemms[node])
+            )
             for node in sorted(gemms)
-        )
+        }
+        return tuple(mark_recurrences(joint, judged).values())
 
 
 def _held(joint: JointGraph, node: fx.Node, gemm: Gemm, readers: frozenset[str]) -> bool:
@@ -92,10 +110,24 @@ def _sequence(node: fx.Node, gemm: Gemm) -> int:
 
 def operands(node: fx.Node) -> tuple[fx.Node, fx.Node]:
     """The two factors of a product."""
-    first = LEFT_OPERAND[node.target]  # type: ignore[index]
+    first = LEFT_OPERAND[node.target]
     left, right = node.args[first], node.args[first + 1]
     assert isinstance(left, fx.Node) and isinstance(right, fx.Node)
     return left, right
+
+
+def _whole(node: fx.Node) -> fx.Node:
+    """What ``node`` is some steps of."""
+    while node.target in VIEWS or node.target is aten.slice.Tensor:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _left_factors(node: fx.Node) -> tuple[fx.Node, ...]:
+    """What the right operand is multiplied with; by a recurrence its own states, and the initial one."""
+    if node.target is not recurrence.KERNEL.op:
+        return operands(node)[:1]
+    return node, compat.arguments(node)["initial"]
 
 
 def _backward(joint: JointGraph, node: fx.Node) -> bool:
@@ -153,7 +185,7 @@ def _layer_of(node: fx.Node, weights: list[str]) -> str:
 
 
 def _separate_layers(forward: dict[fx.Node, Gemm]) -> None:
-    """Give the products of one module distinct names: by their parameter where that differs, else by their number."""
+    """Give the products of one module distinct names: by their parameter where that differs, then by their number."""
     by_layer: dict[str, list[fx.Node]] = defaultdict(list)
     for node, gemm in forward.items():
         by_layer[gemm.layer].append(node)
@@ -161,8 +193,11 @@ def _separate_layers(forward: dict[fx.Node, Gemm]) -> None:
         if len(nodes) == 1:
             continue
         leaves = [forward[node].weight.rpartition(".")[2] for node in nodes]
-        for number, (node, leaf) in enumerate(zip(nodes, leaves, strict=True)):
-            distinct = f"{layer}.{leaf}" if leaf and leaves.count(leaf) == 1 else f"{layer}#{number}"
+        counted, seen = Counter(leaves), Counter[str]()
+        for node, leaf in zip(nodes, leaves, strict=True):
+            name = f"{layer}.{leaf}" if leaf and len(counted) > 1 else layer
+            distinct = name if name != layer and counted[leaf] == 1 else f"{name}#{seen[leaf]}"
+            seen[leaf] += 1
             forward[node] = replace(forward[node], layer=distinct)
 
 
@@ -216,10 +251,10 @@ class _Partners:
         """Forward products that share ``saved`` as an operand, and whether it is their left one."""
         root = strip_views(saved)
         for partner in self.by_sequence.get(node.meta.get("seq_nr", -1), ()):
-            left, right = operands(partner)
+            right = operands(partner)[1]
             if strip_views(right) is root:
                 yield partner, False
-            if strip_views(left) is root:
+            if any(strip_views(left) in (root, _whole(root)) for left in _left_factors(partner)):
                 yield partner, True
 
     def _without_partner(self, node: fx.Node, saved: fx.Node, gradient: str) -> Gemm:

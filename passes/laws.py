@@ -17,6 +17,7 @@ from hadamard_fx.scheme import LowRank
 
 from .editing import PRODUCT
 from .find_gemms import LEFT_OPERAND
+from .find_recurrence import ALL_STEPS
 from .joint_graph import JointGraph, source_line, strip_transpose, value
 from .rule import rule_of
 
@@ -225,7 +226,7 @@ def _forward_untouched(joint: JointGraph, plan: Plan | None) -> Iterator[Offence
         return
     made: set[fx.Node] = set()
     for node in joint.graph.nodes:
-        ours = getattr(node.target, "namespace", "") == NAMESPACE
+        ours = getattr(node.target, "namespace", "") == NAMESPACE and node.target not in ALL_STEPS
         if ours or any(operand in made for operand in node.all_input_nodes):
             made.add(node)
     (outputs,) = next(iter(reversed(joint.graph.nodes))).args

@@ -80,6 +80,7 @@ class Pipeline:
         elsewhere: which products are not looked at, in a sentence.
         records_graphs: keep all nodes of the joint graph before and after the passes; they are many.
         graphs: those nodes.
+        loops: a sentence for each loop that could not be rolled up.
     """
 
     policy: Policy
@@ -94,6 +95,7 @@ class Pipeline:
     elsewhere: str = ""
     records_graphs: bool = False
     graphs: GraphRecord | None = None
+    loops: tuple[str, ...] = ()
     calibration: Calibration | None = field(init=False, repr=False)
     passes: tuple[Placed, ...] = field(init=False)
     _before: fx.GraphModule | None = field(default=None, repr=False)
@@ -118,7 +120,7 @@ class Pipeline:
     def warnings(self) -> tuple[str, ...]:
         """What a user should know about the passes, a sentence each."""
         rebuilt = self.plan is not None and self.plan.activation_budget < 1
-        of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown)
+        of_passes = (*unknown_neighbours(self.passes, PASSES), *self.identity.unknown, *self.loops)
         return (*filter(None, (self.elsewhere,)), *of_passes, *((REBUILT,) if rebuilt else ()))
 
     def leave_alone(self, reason: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 import hadamard_fx
+from hadamard_fx.orthogonal.recurrent import ORNNConfig, OrthogonalRNN
 from hadamard_fx.plan import Role
 
 pytestmark = [
@@ -169,3 +171,55 @@ def train(model: nn.Module, inputs: dict[str, torch.Tensor], rate: float, **comp
         optimizer.zero_grad()
         losses.append(loss.item())
     return losses
+
+
+@pytest.mark.parametrize("training", ["projunn", "bjorck", "hadamard"])
+@pytest.mark.parametrize("steps", [3, 300])
+def test_a_recurrent_net_is_quantised_as_it_would_quantise_itself(steps: int, training: str) -> None:
+    """Profile ``qornn`` on a net in floating point, against the same net with quantisers of its own, eagerly."""
+    config = ORNNConfig(3, 64, 5, training=training, activation="modrelu", every_step=True)
+    torch.manual_seed(0)
+    plain = OrthogonalRNN(config).cuda().eval()
+    torch.manual_seed(0)
+    own = OrthogonalRNN(dataclasses.replace(config, bits=4)).cuda().eval()
+    x = torch.randn(33, steps, 3, device="cuda")
+    found = gradients(torch.compile(plain, backend="hadamard", options={"profile": "qornn", "bits": 4}), plain, x)
+    expected = gradients(own, own, x)
+
+    def by_layer(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A parametrized weight has a longer name."""
+        return {name.removeprefix("parametrizations.").removesuffix(".original"): v for name, v in values.items()}
+
+    found, expected = by_layer(found), by_layer(expected)
+    errors = {name: float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected}
+    print(errors)
+    assert max(errors.values()) < 1e-3
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_a_loop_of_steps_is_one_kernel(activation: str) -> None:
+    """A Python loop, rolled up, against the loop in float64 on the CPU."""
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.W = nn.Parameter(nn.init.orthogonal_(torch.empty(48, 48)))
+            self.U = nn.Linear(3, 48)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            h = x.new_zeros(x.shape[0], 48)
+            for step in x.unbind(1):
+                h = getattr(torch, activation)(h @ self.W.T + self.U(step))
+            return h
+
+    torch.manual_seed(0)
+    model, x = Loop(), torch.randn(33, 200, 3)
+    wide = copy.deepcopy(model).double()
+    expected = gradients(wide, wide, x.double())
+    model = model.cuda()
+    options = {"profile": "exact", "roll_loops": True}
+    found = gradients(torch.compile(model, backend="hadamard", options=options), model, x.cuda())
+    assert any(d.gemm.op == "recurrence" for d in hadamard_fx.reports()[-1].plan.decisions)
+    errors = {k: float((found[k].double().cpu() - expected[k]).norm() / expected[k].norm()) for k in expected}
+    print(errors)
+    assert max(errors.values()) < 1e-4

@@ -26,8 +26,10 @@ from torch import Tensor
 from torch.nn.utils import parametrize
 
 from ..errors import OptionError
+from ..kernels.activation import modrelu
 from .quantizers import Quantizer, integers
-from .recurrent import OrthogonalRNN, modrelu
+from .recurrent import OrthogonalRNN
+from .signed_hadamard import SignedHadamard
 
 __all__ = ["MULTIPLIER_BITS", "IntegerRNN", "quantize_activations"]
 
@@ -146,6 +148,11 @@ def _codes(model: OrthogonalRNN, name: str) -> tuple[Tensor, Tensor, int]:
             if isinstance(part, Quantizer):
                 alpha = part.alpha(weight)
                 return integers(weight, alpha, part.bits).long(), alpha.double(), part.bits
+            if isinstance(part, SignedHadamard):
+                k = model.config.bits or 0  # as if ±1 were numbers of as many bits as those of U
+                alpha = torch.tensor(2.0 ** (k - 1) / math.sqrt(part.size), dtype=torch.float64)
+                if k:
+                    return part.codes(weight).long(), alpha, k
             weight = part(weight)
     raise OptionError(f"quantize_activations: {name} is not quantised; make the net with bits=2..16")
 
@@ -173,7 +180,7 @@ def quantize_activations(
     model.eval()
     w, alpha_w, k = _codes(model, "recurrent")
     u, alpha_u, _ = _codes(model, "input")
-    largest = float(torch.stack(model.states(calibration)).abs().max()) / float(alpha_u)
+    largest = float(model.states(calibration).abs().max()) / float(alpha_u)
     # Rounded up to a power of two, so that the largest state is not clipped; a net of zeros takes any scale.
     state_exponent = -math.ceil(math.log2(max(largest, 2.0**-16) / (2 ** (bits - 1) - 1)))
     fraction = MULTIPLIER_BITS - math.ceil(math.log2(float(alpha_w.max())))

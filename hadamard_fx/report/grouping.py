@@ -79,13 +79,13 @@ def _signature(decision: Decision) -> tuple[object, ...]:
 
 
 def _template(layer: str) -> str:
-    return re.sub(r"(?<![^.])\d+(?![^.])", "*", layer)
+    return re.sub(r"(?<![^.#])\d+(?![^.#])", "*", layer)
 
 
 def merge_names(layers: Iterable[str]) -> tuple[str, ...]:
     """``("a.0.b", "a.1.b", "a.3.b")`` as ``("a.0–1.b", "a.3.b")``: runs of the last number that varies are joined."""
     names = list(dict.fromkeys(layers))
-    numbers = [re.split(r"((?<![^.])\d+(?![^.]))", name) for name in names]
+    numbers = [re.split(r"((?<![^.#])\d+(?![^.#]))", name) for name in names]
     width = {len(parts) for parts in numbers}
     varying = [i for i in range(1, min(width, default=0), 2) if len({parts[i] for parts in numbers}) > 1]
     if len(width) != 1 or len(varying) != 1:

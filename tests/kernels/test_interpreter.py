@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-FILES = ("test_quantized_mm.py", "test_saturating.py")
+FILES = ("test_quantized_mm.py", "test_recurrence.py", "test_saturating.py")
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def test_modrelu():
     ("changes", "message"),
     [
         ({"hidden": 0}, "hidden=0"),
-        ({"training": "sgd"}, "bjorck, projunn, got 'sgd'"),
+        ({"training": "sgd"}, "bjorck, projunn, hadamard, got 'sgd'"),
         ({"activation": "tanh"}, "relu, modrelu, got 'tanh'"),
         ({"bits": 1}, "from 2 to 16"),
         ({"bits": 4, "range": "none"}, "range must be one of"),
