@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hadamard_fx.errors import KernelError
+
 from . import cpp_build
 from .library import failure
 from .rounding import require_seed
@@ -113,7 +115,12 @@ def _transform(
         x = x.contiguous()
     along_k = x.stride(1) == 1
     table = _float8_bytes().data_ptr() if carrier == "float8_e4m3" else None
-    failed = cpp_build.library().hadamard_transform(
+    shape = {"rows": rows, "k": k, "order": order, "rank": rank}
+    try:
+        library = cpp_build.library()
+    except KernelError as error:
+        raise failure(name, RuntimeError(error.cause), **shape) from error
+    failed = library.hadamard_transform(
         x.data_ptr(),
         _TYPES[x.dtype],
         rows,
@@ -138,7 +145,7 @@ def _transform(
     )
     if failed:
         cause = MemoryError("no memory for the intermediate results of a thread")
-        raise failure(name, cause, rows=rows, k=k, order=order, rank=rank)
+        raise failure(name, cause, **shape)
     return q, scales, added
 
 
