@@ -186,7 +186,7 @@ def test_no_compiler_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpp_build.compat, "load_cpp", fails)
     cpp_build.library.cache_clear()
     try:
-        with pytest.raises(KernelError, match="'quantize_rows' failed for rows=2 k=2 .*(?s:.)*install g\\+\\+"):
+        with pytest.raises(KernelError, match=r"'quantize_rows' failed for rows=2 k=2 (?s:.)*install g\+\+"):
             KERNELS["quantize_rows"].op(torch.ones(2, 2), None, 2, 8, "token", "nearest", "int8")
     finally:
         cpp_build.library.cache_clear()
