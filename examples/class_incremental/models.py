@@ -3,7 +3,7 @@
 ``MODELS`` holds functions of (shape of one example, number of scores). A model written elsewhere is one line, if its
 forward can be traced by torch.fx and ends in a linear layer::
 
-    MODELS["resnet32"] = lambda shape, outputs: cut(resnet32(outputs, shape[0]), shallow="layer2", head="fc")
+    MODELS["mine"] = lambda shape, outputs: cut(Mine(outputs, shape[0]), shallow="layer2", head="fc")
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from torch import Tensor, fx, nn
 from torch.fx.passes.split_module import split_module
 
+from examples.resnet32 import ResNet32
 from hadamard_fx.errors import HadamardError
 
 __all__ = ["MODELS", "Body", "Classifier", "ModelError", "cut", "three_layers"]
@@ -115,4 +116,9 @@ def _part(place: int, bounds: tuple[int, int]) -> int:
     return sum(place > bound for bound in bounds)
 
 
-MODELS: dict[str, Callable[[tuple[int, ...], int], Classifier]] = {"three_layers": three_layers}
+def _resnet32(shape: tuple[int, ...], outputs: int) -> Classifier:
+    """The paper's network for images; MEMO shares its first two stages."""
+    return cut(ResNet32(outputs, shape[0]), shallow="stages.1", head="head")
+
+
+MODELS: dict[str, Callable[[tuple[int, ...], int], Classifier]] = {"three_layers": three_layers, "resnet32": _resnet32}
