@@ -31,13 +31,16 @@ BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 @pytest.fixture
 def clean(tmp_path, monkeypatch):
-    """No settings of this machine, a checkout's examples; profiles, passes and schemes of a page are forgotten."""
+    """No settings of this machine, no schemes of examples; profiles, passes and schemes of a page are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     for name in [name for name in os.environ if name.startswith("HADAMARD_FX_")]:
         monkeypatch.delenv(name)
     tables = (PROFILES, PASSES, load_rules(), Scheme.kinds)
     known = [dict(table) for table in tables]
+    for kind, scheme in known[-1].items():  # those that examples registered for other tests
+        if not scheme.__module__.startswith("hadamard_fx."):
+            del Scheme.kinds[kind], load_rules()[scheme]
     yield
     for table, entries in zip(tables, known, strict=True):
         table.clear()

@@ -135,7 +135,7 @@ def test_text_says_what_matters(report):
 def test_nothing_measured_nothing_claimed(report):
     text = replace(report, saved_before=None, saved_after=None).text(width=100)
     assert "saved for backward, whole graph" not in text
-    assert "no matrix product" in Report(Plan(())).text(width=100)
+    assert "No matrix product was found" in Report(Plan(())).text(width=100)
 
 
 def test_columns_add_up(report):
