@@ -82,7 +82,7 @@ def compile_graph(
     profile = profile_for(device_type(example_inputs), policy.device_profile)
     pipeline = Pipeline(policy, profile, inputs, runs=inner_compile is None, records_graphs=graphs, loops=left)
     key = _graph_key(gm, example_inputs, pipeline)
-    patches = {**_mode_patches(mode), **_inductor_patches(policy)}
+    patches = {**_mode_patches(mode), **compat.around_wrong_code(gm.graph), **_inductor_patches(policy)}
     if compat.nested_regions(gm.graph):
         # Hooks would run for each region by itself, whose inputs are not those of the graph.
         pipeline.leave_alone(REGIONS)

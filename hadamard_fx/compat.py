@@ -38,6 +38,7 @@ __all__ = [
     "activation_budget",
     "any_number_of_compilations",
     "arguments",
+    "around_wrong_code",
     "cache_dir",
     "compilation_state",
     "compile_fx",
@@ -370,6 +371,17 @@ def load_cpp(source: str) -> ctypes.CDLL:
     loaded = CppCodeCache.load(source)
     assert isinstance(loaded, ctypes.CDLL)
     return loaded
+
+
+def around_wrong_code(graph: fx.Graph) -> dict[str, Any]:
+    """Settings of Inductor without which it writes wrong code for what this project makes of a captured graph.
+
+    Torch 2.13's C++ gives wrong sums where overlapping windows with a stride are folded and the last elements of a row
+    do not fill a vector (3×3, stride 2, 8 channels, 15×15: 20 % off), unless these are left to a scalar loop.
+    """
+    setting = "cpp.enable_loop_tail_vec"
+    convolves = any(node.op == "call_function" and "conv" in str(node.target) for node in graph.nodes)
+    return {setting: False} if convolves and known_inductor_option(setting) else {}
 
 
 def nested_regions(graph: fx.Graph) -> int:
