@@ -6,7 +6,7 @@ With left' and right' the transformed operands, g their gains and d their noise 
 
 The noise is white, so that ‖d_l right'‖² = E[d_l²] · M · ‖right'‖² whatever right' is: the energies add, relative to
 ‖left‖² ‖right‖² / K, and ``coherence`` says how much larger ‖out‖² is than that. A rank cut drops what it drops, and
-the noise is that of what is kept.
+the noise is that of what is kept; behind random signs it drops nothing, and adds noise of its own.
 
 A scheme of one's own is predicted once it has a model: ``@error_model(MyScheme)`` on a function of (scheme, gemm,
 statistics).
@@ -25,7 +25,16 @@ from hadamard_fx.scheme import Exact, Hadamard, LowRank, Scheme
 from .quantiser import EXACT, Noise, quantise
 from .statistics import Extent, Operand, Statistics, distinct, shared_values
 
-__all__ = ["GAUSSIAN", "White", "error_model", "has_error_model", "product_error", "relative_error", "white"]
+__all__ = [
+    "GAUSSIAN",
+    "White",
+    "cut_energy",
+    "error_model",
+    "has_error_model",
+    "product_error",
+    "relative_error",
+    "white",
+]
 
 GAUSSIAN = Statistics()
 """Independent Gaussian operands: what is assumed where nothing was measured."""
@@ -158,8 +167,28 @@ def _low_rank(scheme: LowRank, gemm: Gemm, statistics: Statistics) -> float:
     coming = _noise(gradient, order, rank, scheme.bits, extent, k, gemm.gradient_extent, scheme.rounding)
     saved = _noise(other, order, rank, scheme.bits, extent, k, gemm.saved_extent, "nearest")
     kept = gradient.kept_energy(rank, order) * other.kept_energy(rank, order) * order / rank
+    if scheme.signed:  # no sequency holds more than another
+        kept = order / rank
     meets = white(k, order, (scheme.rounding, "nearest"), kept / statistics.coherence)
-    return product_error(coming, saved, meets, dropped=statistics.dropped_energy(rank, order))
+    cut = cut_energy(scheme, gemm, statistics)
+    if not scheme.signed:
+        return product_error(coming, saved, meets, dropped=cut)
+    return float((product_error(coming, saved, meets) ** 2 + cut) ** 0.5)
+
+
+def cut_energy(scheme: LowRank, gemm: Gemm, statistics: Statistics) -> float:
+    """Square of the relative error of a rank cut alone, without rounding.
+
+    With C = Ĥᵀ Ĥ / rank, whose diagonal is 1, and random signs, the error is a sum over pairs of tokens of each block,
+    E‖·‖² = Σ C_ij² (‖x_i‖² ‖g_j‖² + x_i·x_j g_i·g_j), with Σ C_ij² = order (order / rank - 1).
+    How alike tokens of a block are, ‖x‖² times that, follows from what the lowest sequencies hold.
+    """
+    rank, order = scheme.rank, scheme.order
+    if not scheme.signed:
+        return statistics.dropped_energy(rank, order)
+    share = rank / order
+    alike = [(side.kept_energy(rank, order) - share) / (1 - share) for side in statistics.sides(gemm)]
+    return (1 / share - 1) * (1 + alike[0] * alike[1]) / statistics.coherence
 
 
 def _noise(

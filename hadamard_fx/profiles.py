@@ -198,9 +198,12 @@ def _check_fields(scheme: type[Scheme], fields: Mapping[Any, object], where: str
 # only on devices that carry them faster in FP8.
 _FASTEST = (Exact(), Hadamard(bits=8), Hadamard(bits=4))
 _AUTO = "the cost model decides, product by product; exact unless a gain is predicted"
-_HOT = "HOT as published (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of-16 g_w, compressed activations"
+_HOT = (
+    "HOT (arXiv 2503.21261): 4-bit Hadamard g_x, 8-bit rank-8-of-16 g_w, compressed activations; g_w made unbiased by "
+    "random signs, which grad_weight.signs = none leaves out, as published"
+)
 # Every sequency costs more time and keeps more; it is there for those who bound the error.
-register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank(rank=16), LowRank()), priced=True))
+register_profile(Profile("auto", _AUTO, _FASTEST, (Exact(), LowRank(rank=16, signs="none"), LowRank()), priced=True))
 register_profile(Profile("hot", _HOT, (Hadamard(),), (LowRank(),), priced=False))
 _REPO = "HOT as its published code has it: blocks within one image, a triangle of rows, SAWB ranges for x and w"
 register_profile(Profile("hot-repo", _REPO, (ClippedGradInput(),), (ClippedGradWeight(),), priced=False))

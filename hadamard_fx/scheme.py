@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from .errors import SchemeError
 
-__all__ = ["CARRIERS", "ROUNDINGS", "Exact", "Hadamard", "LowRank", "Scheme"]
+__all__ = ["CARRIERS", "ROUNDINGS", "SIGNS", "Exact", "Hadamard", "LowRank", "Scheme"]
 
 
 def _check_power_of_two(name: str, order: int) -> None:
@@ -25,6 +25,7 @@ def _check_choice(name: str, field: str, value: str, allowed: tuple[str, ...]) -
 
 
 ROUNDINGS = ("nearest", "stochastic", "pseudo_stochastic")
+SIGNS = ("random", "none")
 CARRIERS = ("auto", "int8", "float8_e4m3")
 
 
@@ -132,6 +133,10 @@ class LowRank(Scheme):
         group: tokens that share a scale, a multiple of the order, 0 for all, None for the device's preference. The
             product rescales each group's partial sum, as law 2 of the algorithms asks; a group that fits the fast
             memory is read only once.
+        signs: of the tokens of both operands, before the cut. ``"random"`` makes g_w unbiased: what is cut off turns
+            into noise like that of a batch of rank/order of the tokens. ``"none"`` is the low-pass filter that HOT
+            publishes: less noise, but g_w misses what neighbouring tokens do not have in common. Of no effect at full
+            rank.
     """
 
     kind: ClassVar[str] = "low_rank"
@@ -141,9 +146,11 @@ class LowRank(Scheme):
     scale: str = "channel"
     rounding: str = "stochastic"
     group: int | None = None
+    signs: str = "random"
 
     def __post_init__(self) -> None:
         _check_power_of_two("low_rank", self.order)
+        _check_choice("low_rank", "signs", self.signs, SIGNS)
         _check_choice("low_rank", "scale", self.scale, ("channel", "tensor"))
         _check_choice("low_rank", "rounding", self.rounding, ROUNDINGS)
         if not 1 <= self.rank <= self.order:
@@ -153,6 +160,12 @@ class LowRank(Scheme):
         if self.group is not None and (self.group < 0 or self.group % self.order):
             raise SchemeError(f"low_rank: group must be 0 or a multiple of the order {self.order}, got {self.group}")
 
+    @property
+    def signed(self) -> bool:
+        """Tokens get random signs; they would cancel where nothing is cut."""
+        return self.signs == "random" and self.rank < self.order
+
     def __str__(self) -> str:
         group = f" and {self.group} tokens" if self.group else ""
-        return f"rank {self.rank} of {self.order}, {self.bits} bits, per {self.scale}{group}, {self.rounding}"
+        signs = ", random signs" if self.signed else ""
+        return f"rank {self.rank} of {self.order}, {self.bits} bits, per {self.scale}{group}, {self.rounding}{signs}"

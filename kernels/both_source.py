@@ -42,6 +42,7 @@ class Form:
         rows: (order, qmax, rounding code), empty without that form.
         tokens: (order, rank, qmax, rounding code), empty without that form.
         sums, keep: add up the tokens; write y.
+        signs: y has random signs by token in the form along the tokens.
         strips: of 64 channels in a tile; those of a row share a scale.
         spans: of 64 tokens in a tile; those of a channel share a scale.
         even: every tile is whole, and stores need no masks.
@@ -55,6 +56,7 @@ class Form:
     tokens: tuple[int, ...]
     sums: bool
     keep: bool
+    signs: bool
     strips: int
     spans: int
     even: bool
@@ -106,9 +108,9 @@ def _evaluate({names}):
     return y
 
 
-@gluon.jit(do_not_specialize_on_alignment=["rows_seed", "tokens_seed"])
+@gluon.jit(do_not_specialize_on_alignment=["rows_seed", "tokens_seed", "signs_seed"])
 def quantize_both(
-    {pointers}, y, rows_q, rows_scale, tokens_q, tokens_scale, sums, rows_seed, tokens_seed,
+    {pointers}, y, rows_q, rows_scale, tokens_q, tokens_scale, sums, rows_seed, tokens_seed, signs_seed,
     tokens, channels, rows_padded, tokens_padded, chunks, tiles, {strides}, rows_per_amax, tokens_per_amax,
 ):
     LOAD: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
@@ -177,19 +179,25 @@ def _body(form: Form, inputs: int) -> Iterator[str]:
     yield "    chunk = tile % chunks"
     if form.prefetch:
         yield f"    following = {load.format(first=f'slab * {64 * form.spans}', wanted='True')}"
+    if form.sums and form.signs:
+        yield f"    parts.store_signs(signs, slab * {64 * form.spans}, signs_word)"
     yield f"    for span in range({form.spans}):"
     yield f"        token = slab * {64 * form.spans} + span * 64"
     current = "following" if form.prefetch else load.format(first="token", wanted="True")
     yield f"        loaded = {current}"
+    if form.signs:
+        yield "        flips = parts.token_flips(token, signs_word, gl.SliceLayout(1, LOAD))"
     yield f"        for strip in gl.static_range({form.strips}):"
     values = ", ".join(f"loaded[{inputs} * strip + {i}]" for i in range(inputs))
-    yield f"            value = _evaluate({values}).to(gl.{form.dtype})"
+    yield f"            value = _evaluate({values})"
     at = f"token, chunk * {width} + strip * 64"
     if not form.even:  # a function of nothing need not be 0
         yield f"            value = parts.inside(value, {at}, tokens, channels)"
     if form.keep:
-        yield f"            parts.store_tile(value, y, {at}, tokens, channels, {form.even})"
-    yield f"            buffers.index(span * {form.strips} + strip).store(value)"
+        yield f"            parts.store_tile(value.to(gl.{form.dtype}), y, {at}, tokens, channels, {form.even})"
+    stored = f"value.to(gl.{form.dtype})"
+    stored = f"parts.flipped({stored}, flips)" if form.signs else stored
+    yield f"            buffers.index(span * {form.strips} + strip).store({stored})"
     if form.prefetch:
         yield f"        following = {load.format(first='token + 64', wanted=f'span + 1 < {form.spans}')}"
     if form.rows:
@@ -213,6 +221,9 @@ def _matrices(form: Form) -> Iterator[str]:
             shape = f"64, {64 * rank // order}, {order}, {order.bit_length() - 1}, {rank}"
             yield f"tokens_matrix = parts.walsh_matrix({shape}, gl.{form.dtype}, LOAD)"
         yield f"tokens_word = parts.seed_word(tokens_seed, {tokens[3] if form.tokens else 0})"
+    yield f"signs_word = parts.seed_word(signs_seed, {int(form.signs)})"
+    if form.sums and form.signs:
+        yield f"signs = parts.signs_matrix(gl.{form.dtype})"
     yield "hopper.fence_async_shared()"
     yield "parts.barrier()"
 
@@ -223,15 +234,15 @@ def _rows(form: Form, width: int) -> Iterator[str]:
     yield "parts.barrier()"
     yield "parts.rows_form("
     yield f"    buffers, span * {form.strips}, rows_matrix, rows_q, rows_scale + chunk.to(gl.int64) * tokens,"
-    yield f"    token, chunk * {width}, tokens, rows_padded, rows_word, rows_per_amax,"
-    yield f"    {form.strips}, {qmax}, {rounding}, {form.even},"
+    yield f"    token, chunk * {width}, tokens, rows_padded, rows_word, rows_per_amax, signs_word,"
+    yield f"    {form.strips}, {qmax}, {rounding}, {form.signs}, {form.even},"
     yield ")"
 
 
 def _tokens(form: Form, width: int) -> Iterator[str]:
     order, rank, qmax, rounding = form.tokens or _SUMS
     first, group = f"chunk * {width} + part * 64", f"slab * {64 * form.spans * rank // order}"
-    flags = f"{bool(form.tokens)}, {form.sums}, {form.even}"
+    flags = f"{bool(form.tokens)}, {form.sums and not form.signs}, {form.even}"
     if not form.rows:
         yield "hopper.fence_async_shared()"
         yield "parts.barrier()"
@@ -242,4 +253,9 @@ def _tokens(form: Form, width: int) -> Iterator[str]:
     yield "        channels, tokens_padded, tokens_word, tokens_per_amax,"
     yield f"        {form.strips}, {form.spans}, {rank}, {qmax}, {rounding}, {flags},"
     yield "    )"
+    if form.sums and form.signs:
+        yield "    parts.signed_sums("
+        yield f"        buffers, part, signs, sums + slab.to(gl.int64) * channels, {first}, channels,"
+        yield f"        {form.strips}, {form.spans},"
+        yield "    )"
     yield "parts.barrier()  # the next tile overwrites the buffers"

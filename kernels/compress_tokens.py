@@ -17,13 +17,15 @@ from torch import Tensor
 from .library import Kernel, register, triton_bodies
 from .rounding import dither, reference_uniform, round_to_integer
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales, summed_tokens
+from .signs import reference_signs, rescaled, token_signs
 from .traffic import ALIGNMENT, SCALE_BYTES, Expression, Traffic, ceil_div, padded
 from .walsh import token_transform, walsh_reference
 
 __all__ = ["KERNEL", "compress", "cpu", "cuda", "fake", "native", "reference", "traffic"]
 
 SCHEMA = (
-    "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group, bool sums=False)"
+    "(Tensor x, Tensor? seed, int order, int rank, int bits, str scale, str rounding, int group, bool sums=False,"
+    " Tensor? signs=None)"
     " -> (Tensor q, Tensor scales, Tensor sums)"
 )
 
@@ -38,6 +40,7 @@ def reference(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The formula in float64, element by element where it rounds.
 
@@ -47,6 +50,7 @@ def reference(
         order, rank, bits, scale, rounding, group: as in ``hadamard_fx.scheme.LowRank``.
         sums: also add up the tokens, ``summed_tokens(order, rank, group)`` at a time: a bias gradient but for its last
             sum.
+        signs: seed of the tokens' random signs (``signs.py``), which the sums do not have; None: all are +1.
 
     Returns:
         q [C, Lp] as float64 integers, the scale [G, C] or [G, 1] in float64, and the sums [S, C], [0, C] if not wanted.
@@ -54,7 +58,8 @@ def reference(
     tokens, channels = x.shape
     blocks, kept = -(-tokens // order), padded_kept(tokens, order, rank)
     groups, per_group = (-(-tokens // group), group // order) if group else (1, blocks)
-    extended = torch.nn.functional.pad(x.double(), (0, 0, 0, groups * per_group * order - tokens))
+    signed = x.double() if signs is None else x.double() * reference_signs(tokens, signs).to(x.device)
+    extended = torch.nn.functional.pad(signed, (0, 0, 0, groups * per_group * order - tokens))
     v = walsh_reference(order)[:rank].to(x.device) @ extended.view(-1, order, channels)
     v = v.view(groups, per_group * rank, channels)
     amax = v.abs().amax((1,) if scale == "channel" else (1, 2), keepdim=True)
@@ -67,7 +72,7 @@ def reference(
         assert seed is not None and rounding == "stochastic"
         u = [reference_uniform(i, seed) for i in range(channels * kept)]
         q = (t + torch.tensor(u, dtype=torch.float64).view(channels, kept)).floor()
-    scales = (amax * scale_factor(bits, order)).view(groups, -1)
+    scales = (amax * scale_factor(bits, order) * rescaled(order, rank, signs is not None)).view(groups, -1)
     return q.clamp(-qmax(bits), qmax(bits)), scales, _sums(x.double(), summed_tokens(order, rank, group), sums)
 
 
@@ -90,19 +95,21 @@ def compress(
     rounding: str,
     group: int,
     carrier: str,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What ``cpu`` and the weight's kernel share. q is a transposed view: its memory keeps x's order of axes."""
     tokens, channels = x.shape
     kept = padded_kept(tokens, order, rank)
     per_group = group // order if group else 1
     multiple = math.lcm(ALIGNMENT // math.gcd(ALIGNMENT, rank), per_group)
+    x = x if signs is None else x * token_signs(tokens, signs)
     v = token_transform(x, order, rank, multiple)
     chunks = -(-tokens // (order * multiple))  # not read from v's shape: symbolic sizes stay products
     groups, per_group = (chunks * (multiple // per_group), per_group) if group else (1, chunks * multiple)
     rows = groups * per_group * rank
     v = v.reshape(groups, per_group * rank, channels)
     amax = v.abs().amax((1,) if channelwise else (1, 2), keepdim=True)
-    factor, dequantise = scales(amax, bits, order, rounding)
+    factor, dequantise = scales(amax, bits, order, rounding, rescaled(order, rank, signs is not None))
     index = torch.arange(rows, dtype=torch.int32, device=x.device)[:, None]
     index = index + (torch.arange(channels, dtype=torch.int32, device=x.device) * kept)[None, :]
     offset = dither(v, index.reshape(groups, per_group * rank, channels), seed, rounding)
@@ -121,12 +128,13 @@ def cpu(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator in functional PyTorch; same arguments and results as ``torch.ops.hadamard.compress_tokens``."""
     if x.shape[0] == 0 or x.shape[1] == 0:
         q, empty, added = fake(x, seed, order, rank, bits, scale, rounding, group, sums)
         return q.zero_(), empty.zero_(), added.zero_()
-    q, scales = compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8")
+    q, scales = compress(x, seed, order, rank, bits, scale == "channel", rounding, group, "int8", signs)
     return q, scales, _sums(x.float(), summed_tokens(order, rank, group), sums)
 
 
@@ -140,15 +148,17 @@ def cuda(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CUDA tensors: ``triton_both.py`` where it knows the groups, else ``triton_tokens.py``."""
     settings = (order, rank, bits, group)
     results: tuple[Tensor, Tensor, Tensor]
     if group and scale == "channel" and triton_bodies("both").serves(x, (), settings):
-        results = triton_bodies("both").compress_tokens(x, seed, *settings, rounding, sums)
+        results = triton_bodies("both").compress_tokens(x, seed, *settings, rounding, sums, signs)
     else:
         inside = sums and not group  # that kernel adds up spans of its own
-        results = triton_bodies("tokens").compress_tokens(x, seed, order, rank, bits, scale, rounding, group, inside)
+        compressed = triton_bodies("tokens").compress_tokens
+        results = compressed(x, seed, order, rank, bits, scale, rounding, group, inside, signs)
         if sums and group:
             results = (*results[:2], _sums(x.float(), group, sums))
     return results
@@ -164,12 +174,14 @@ def native(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator on CPU tensors (``cpp_transform.py``)."""
     from . import cpp_transform
 
     inside = sums and not group  # where tokens share scales in groups, the compiled code adds nothing up
-    q, scales, added = cpp_transform.compress_tokens(x, seed, order, rank, bits, scale, rounding, group, inside)
+    compressed = cpp_transform.compress_tokens
+    q, scales, added = compressed(x, seed, order, rank, bits, scale, rounding, group, inside, signs)
     return q, scales, _sums(x.float(), group, sums) if sums and group else added
 
 
@@ -183,6 +195,7 @@ def fake(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Shapes: q int8 [C, Lp], scale float32 [G, C] (``"channel"``) or [G, 1] (``"tensor"``), sums float32 [S, C]."""
     tokens, channels = x.shape

@@ -13,14 +13,17 @@ constexpr int TILE = 64, STRIP = 64;
 
 // ---- rows ("channels") contiguous ---------------------------------------------------------------------------------
 
+constexpr int32_t NO_FLIPS[128] = {};
+
 // One block of `order` by 16 channels into `rank` rows of v, `pitch` apart; `rows` of the block exist.
 template <typename T>
-inline void channel_block(const Problem& p, const T* x, i64 stride, i64 rows, float* v, i64 pitch) {
+inline void channel_block(
+    const Problem& p, const T* x, i64 stride, i64 rows, const int32_t* flips, float* v, i64 pitch) {
     for (i64 s = 0; s < p.rank; s += 8) {
         const int32_t* signs = p.signs + s * p.order;
         F16 sums[8] = {};
         for (i64 i = 0; i < rows; i++) {
-            const I16 value = (I16)widen(x + i * stride);
+            const I16 value = (I16)widen(x + i * stride) ^ flips[i];
             for (int j = 0; j < 8; j++) sums[j] += (F16)(value ^ (I16{} + signs[i * 8 + j]));
         }
         const int count = p.rank - s < 8 ? int(p.rank - s) : 8;
@@ -40,10 +43,11 @@ template <typename T> void channel_group(const Problem& p, i64 g, i64 c, i64 cha
         for (i64 i = 0; i < p.order && token + p.order + i < p.k; i++)
             for (i64 o = 0; o < channels; o += 64 / i64(sizeof(T)))
                 __builtin_prefetch(x + (p.order + i) * p.stride + o, 0, 2);
+        const int32_t* flips = p.flips ? p.flips + token : NO_FLIPS;
         float* out = v + b * p.rank * pitch;
         for (i64 o = 0; o < channels; o += LANES) {
             if (o + LANES <= channels && p.rank <= 8) {
-                channel_block(p, x + o, p.stride, rows, out + o, pitch);
+                channel_block(p, x + o, p.stride, rows, flips, out + o, pitch);
                 continue;
             }
             float wide[128 * LANES];
@@ -52,8 +56,31 @@ template <typename T> void channel_group(const Problem& p, i64 g, i64 c, i64 cha
                 const T* from = x + i * p.stride + o;
                 store(wide + i * LANES, lanes == LANES ? widen(from) : widen(from, lanes));
             }
-            channel_block(p, wide, LANES, rows, out + o, pitch);
+            channel_block(p, wide, LANES, rows, flips, out + o, pitch);
         }
+    }
+}
+
+// The sums of the tokens of one group of a strip.
+template <typename T> void channel_sums(const Problem& p, i64 g, i64 c, i64 channels) {
+    const i64 first = g * p.blocks_per_group() * p.order, end = first + p.blocks_of(g) * p.order;
+    for (i64 token = first; token < end && token < p.k; token++) {
+        const T* x = (const T*)p.x + token * p.stride + c;
+        float* sums = p.sums + token / p.summed * p.rows + c;
+        float value[LANES];
+        for (i64 o = 0; o < channels; o += LANES) {
+            const i64 lanes = channels - o < LANES ? channels - o : LANES;
+            store(value, lanes == LANES ? widen(x + o) : widen(x + o, lanes));
+            for (i64 i = 0; i < lanes; i++) sums[o + i] += value[i];
+        }
+    }
+}
+
+void channel_sums(const Problem& p, i64 g, i64 c, i64 channels) {
+    switch (p.type) {
+        case FLOAT32: return channel_sums<float>(p, g, c, channels);
+        case BFLOAT16: return channel_sums<Bfloat>(p, g, c, channels);
+        default: return channel_sums<Half>(p, g, c, channels);
     }
 }
 
@@ -143,7 +170,8 @@ int by_channels(const Problem& p, int32_t* amaxes) {
                     amaxes[g] = most > amaxes[g] ? most : amaxes[g];
                     continue;
                 }
-                if (p.sums)  // the lowest sequency of a block is its sum
+                if (p.sums && p.flips) channel_sums(p, g, c, channels);
+                else if (p.sums)  // the lowest sequency of a block is its sum
                     for (i64 b = 0; b < p.blocks(); b++)
                         for (i64 o = 0; o < channels; o++)
                             p.sums[b * p.order / p.summed * p.rows + c + o] += v[b * p.rank * pitch + o];

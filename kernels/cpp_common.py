@@ -66,6 +66,7 @@ enum Type { FLOAT32, BFLOAT16, FLOAT16 };
 struct Problem {
     const void* x;
     const int32_t* signs;  // 0 or the sign bit, in the order that the loops read
+    const int32_t* flips;  // 0 or the sign bit of every token along k, whole blocks; null where all are 0
     uint8_t* q;
     float* scales;         // [groups, rows] or [groups, 1]
     float* sums;           // [parts of `summed` columns of x, rows], starts as zeros; null where not wanted

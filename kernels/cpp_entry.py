@@ -17,6 +17,16 @@ void fill_signs(i64 order, i64 rank, i64 lanes, int32_t* signs) {
     }
 }
 
+// The sign bit of every token's random sign: the top bit of its hash.
+void fill_flips(i64 tokens, i64 seed, int32_t* flips) {
+    const u32 word = u32(seed ^ (seed >> 32)) * SEED_MULTIPLIER;
+    for (i64 t = 0; t < tokens; t++) {
+        u32 h = u32(t) * WEYL + word;
+        h ^= h >> 16;
+        flips[t] = int32_t(h * MULTIPLIER & 0x80000000u);
+    }
+}
+
 template <bool accumulate>
 void rescale_float(
     const int32_t* x, i64 rows, i64 columns, i64 stride, const float* a, i64 a_step, const float* b, float* out,
@@ -38,19 +48,23 @@ void rescale_float(
 extern "C" int hadamard_transform(
     const void* x, int type, i64 rows, i64 k, i64 stride, int along_k, i64 order, i64 rank, int qmax,
     float scale_factor, int per_row, int rounding, i64 seed, i64 group, uint8_t* q, i64 width, float* scales,
-    float* sums, i64 summed, const uint8_t* table, int threads) {
-    Problem p{x, nullptr, q, scales, sums, table, rows, k, stride, width, group, order, rank, summed,
+    float* sums, i64 summed, const i64* signs_seed, const uint8_t* table, int threads) {
+    Problem p{x, nullptr, nullptr, q, scales, sums, table, rows, k, stride, width, group, order, rank, summed,
               float(qmax), scale_factor, u32(seed ^ (seed >> 32)) * SEED_MULTIPLIER, type, per_row, rounding, threads};
     if (rounding != STOCHASTIC) p.seed = 0;
     int32_t* signs = (int32_t*)std::malloc(sizeof(int32_t) * order * (rank + LANES));
     int32_t* amaxes = (int32_t*)std::calloc(p.groups(), sizeof(int32_t));
+    int32_t* flips = signs_seed ? (int32_t*)std::malloc(sizeof(int32_t) * p.blocks() * order) : nullptr;
     int failed = 1;
-    if (signs && amaxes) {
+    if (signs && amaxes && (flips || !signs_seed)) {
+        if (flips) fill_flips(p.blocks() * order, *signs_seed, flips);
+        p.flips = flips;
         fill_signs(order, rank, !along_k ? 8 : order < LANES ? order : LANES, signs);
         p.signs = signs;
         failed = along_k ? by_rows(p, amaxes) : by_channels(p, amaxes);
     }
     std::free(signs);
+    std::free(flips);
     std::free(amaxes);
     return failed;
 }

@@ -85,7 +85,7 @@ void widen_row(const Problem& p, i64 row, float* out) {
 
 int by_rows(const Problem& p, int32_t* amaxes) {
     const i64 length = p.blocks() * p.order, groups = p.groups();
-    const bool direct = p.type == FLOAT32 && length == p.k, two_phases = !p.per_row;
+    const bool direct = p.type == FLOAT32 && length == p.k && !p.flips, two_phases = !p.per_row;
     int failed = 0;
     for (int phase = two_phases ? 0 : 1; phase < 2; phase++) {
 #pragma omp parallel num_threads(p.threads) reduction(| : failed)
@@ -101,6 +101,12 @@ int by_rows(const Problem& p, int32_t* amaxes) {
                     widen_row(p, row, buffer);
                     if (length > p.k) std::memset(buffer + p.k, 0, sizeof(float) * (length - p.k));
                     input = buffer;
+                }
+                if (p.flips) {
+                    if (p.sums && (!two_phases || phase))
+                        for (i64 i = 0; i < p.k; i++) p.sums[i / p.summed * p.rows + row] += buffer[i];
+                    for (i64 i = 0; i < length; i++)
+                        buffer[i] = bits_as<float>(bits_as<int32_t>(buffer[i]) ^ p.flips[i]);
                 }
                 i64 done = 0;
                 for (i64 g = 0; g < groups; g++) {
@@ -118,7 +124,7 @@ int by_rows(const Problem& p, int32_t* amaxes) {
                         amaxes[g] = largest > amaxes[g] ? largest : amaxes[g];
                         continue;
                     }
-                    if (p.sums)  // the lowest sequency of a block is its sum
+                    if (p.sums && !p.flips)  // the lowest sequency of a block is its sum
                         for (i64 b = 0; b < blocks; b++)
                             p.sums[b * p.order / p.summed * p.rows + row] += v[b * p.rank];
                     const float amax = bits_as<float>(largest);

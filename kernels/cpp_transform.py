@@ -14,6 +14,7 @@ from . import cpp_build
 from .library import failure
 from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
+from .signs import rescaled
 
 __all__ = ["compress_tokens", "quantize_rows", "quantize_weight", "rescale"]
 
@@ -45,10 +46,11 @@ def compress_tokens(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``torch.ops.hadamard.compress_tokens`` on CPU tensors: x [L, C] to q [C, Lp], scales [G, C] or [G, 1], sums."""
     per_row = scale == "channel"
-    return _transform("compress_tokens", x.t(), seed, order, rank, bits, per_row, rounding, group, "int8", sums)
+    return _transform("compress_tokens", x.t(), seed, order, rank, bits, per_row, rounding, group, "int8", sums, signs)
 
 
 def rescale(
@@ -99,9 +101,10 @@ def _transform(
     group: int,
     carrier: str,
     sums: bool = False,
+    signs: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All three, for x [rows, k] whose k is transformed: q [rows, width], scales [groups, rows] or [groups, 1], and
-    sums [parts, rows] of x along k."""
+    sums [parts, rows] of x along k, without the signs."""
     rows, k = x.shape
     groups = -(-k // group) if group else 1
     q = torch.empty(rows, padded_kept(k, order, rank), dtype=carrier_dtype(carrier))
@@ -130,7 +133,7 @@ def _transform(
         order,
         rank,
         qmax(bits),
-        scale_factor(bits, order),
+        scale_factor(bits, order) * rescaled(order, rank, signs is not None),
         int(per_row),
         _ROUNDINGS[rounding],
         int(seed) if seed is not None else 0,
@@ -140,6 +143,7 @@ def _transform(
         scales.data_ptr(),
         added.data_ptr() if sums else None,
         summed,
+        signs.data_ptr() if signs is not None else None,
         table,
         _threads(rows * k),
     )

@@ -149,6 +149,46 @@ def _neighbours(rows, columns):
     return gl.DistributedLinearLayout(registers, lanes, [[16, 0], [32, 0]], [], [rows, columns])
 
 
+# -------------------------------------------------------------------------------------------------------------- signs
+@gluon.jit
+def _signs(token, word):
+    """±1 (float32) of tokens; see ``signs.py``. ``word`` is that of their seed."""
+    h = _weyl(token) + word
+    h = (h ^ (h >> _FOLD)) * _MULTIPLIER
+    return gl.where(h.to(gl.int32, bitcast=True) < 0, -1.0, 1.0)
+
+
+@gluon.jit
+def token_flips(token, word, LAYOUT: gl.constexpr):
+    """Of 64 tokens, the sign bit (int16) where the sign is -1."""
+    signs = _signs(token + gl.arange(0, 64, layout=LAYOUT), word)
+    return (signs.to(gl.int32, bitcast=True) >> 16).to(gl.int16) & -0x8000
+
+
+@gluon.jit
+def flipped(value, flips):
+    """``value``, in 16 bits, with the signs of its tokens: two values an instruction."""
+    return gl.inline_asm_elementwise(
+        "xor.b32 $0, $1, $2;", "=r,r,r", [value, flips[:, None]], dtype=value.dtype, is_pure=True, pack=2
+    )
+
+
+@gluon.jit
+def signs_matrix(dtype: gl.constexpr):
+    """Shared memory for the signs of a tile's tokens, 64 of them in a column."""
+    SHARED: gl.constexpr = gl.NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
+    return gl.allocate_shared_memory(dtype, [64, 16], SHARED)
+
+
+@gluon.jit
+def store_signs(matrix, first, word):
+    """The signs of a tile's tokens, the ``first`` and those behind it."""
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+    row = gl.arange(0, 64, layout=gl.SliceLayout(1, LAYOUT))[:, None]
+    span = gl.arange(0, 16, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    matrix.store(_signs(first + span * 64 + row, word).to(matrix.dtype))
+
+
 # ----------------------------------------------------------------------------------------------------------- rounding
 @gluon.jit
 def _weyl(index):
@@ -279,15 +319,18 @@ def _products(left, index, stride, matrix, TRANSPOSED: gl.constexpr, COUNT: gl.c
 
 @gluon.jit
 def rows_form(
-    buffers, index, matrix, q, scale, token, channel, tokens, padded, seed, per_amax,
-    STRIPS: gl.constexpr, QMAX: gl.constexpr, ROUNDING: gl.constexpr, EVEN: gl.constexpr,
+    buffers, index, matrix, q, scale, token, channel, tokens, padded, seed, per_amax, signs_word,
+    STRIPS: gl.constexpr, QMAX: gl.constexpr, ROUNDING: gl.constexpr, SIGNS: gl.constexpr, EVEN: gl.constexpr,
 ):  # fmt: skip
-    """64 tokens of STRIPS strips of channels, which share a scale: ``scale`` [tokens] is that of the group."""
+    """64 tokens of STRIPS strips of channels, which share a scale: ``scale`` [tokens] is that of the group. The signs
+    that the tokens have in the buffers are taken away."""
     held = _products(buffers, index, 1, matrix, False, STRIPS)
     amax = _amax(held, STRIPS)
     row = token + gl.arange(0, 64, layout=amax.type.layout)
     gl.store(scale + row, amax * per_amax, mask=row < tokens)
     factor = _factor(amax, QMAX, ROUNDING)
+    if SIGNS:
+        factor *= _signs(row, signs_word)
     for strip in gl.static_range(STRIPS):
         _store_integers(held[strip], factor, q, token, channel + strip * WIDTH, tokens, padded, seed, ROUNDING, EVEN)
 
@@ -318,6 +361,21 @@ def tokens_form(
         lowest = gl.arange(0, added.shape[1], layout=gl.SliceLayout(0, LAYOUT))[None, :] % KEPT == 0
         c = channel + gl.arange(0, WIDTH, layout=gl.SliceLayout(1, LAYOUT))
         gl.store(sums + c, gl.sum(gl.where(lowest, added, 0.0), 1), mask=c < channels)
+
+
+@gluon.jit
+def signed_sums(
+    buffers, strip, matrix, sums, channel, channels, STRIPS: gl.constexpr, SPANS: gl.constexpr,
+):  # fmt: skip
+    """``sums`` [channels] of a strip over SPANS spans of tokens: y has signs there, which ``matrix`` takes away."""
+    held = _products(buffers, strip, STRIPS, matrix, True, SPANS)
+    LAYOUT: gl.constexpr = held[0].type.layout
+    column = gl.arange(0, 16, layout=gl.SliceLayout(0, LAYOUT))[None, :]
+    added = gl.where(column == 0, held[0], 0.0)
+    for span in gl.static_range(SPANS - 1):
+        added += gl.where(column == span + 1, held[span + 1], 0.0)
+    c = channel + gl.arange(0, WIDTH, layout=gl.SliceLayout(1, LAYOUT))
+    gl.store(sums + c, gl.sum(added, 1), mask=c < channels)
 
 
 # Hashed before their callers; see the end of ``triton_transform.py``.

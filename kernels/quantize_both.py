@@ -38,7 +38,8 @@ __all__ = [
 
 SCHEMA = (
     "(Tensor[] inputs, str prologue, ScalarType dtype, int[] rows, str rows_rounding, str carrier, Tensor? rows_seed,"
-    " int[] tokens, str tokens_rounding, Tensor? tokens_seed, bool sums, bool keep)"
+    " int[] tokens, str tokens_rounding, Tensor? tokens_seed, bool sums, bool keep,"
+    " Tensor? signs=None)"
     " -> (Tensor y, Tensor rows_q, Tensor rows_scale, Tensor tokens_q, Tensor tokens_scale, Tensor sums)"
 )
 
@@ -105,6 +106,7 @@ def reference(
     tokens_seed: int | None,
     sums: bool,
     keep: bool,
+    signs: int | None = None,
 ) -> Results:
     """The references of the two kernels on y, in float64.
 
@@ -118,6 +120,7 @@ def reference(
         tokens_rounding, tokens_seed: of it.
         sums: also add up the tokens, ``summed(tokens)`` at a time.
         keep: y itself is wanted.
+        signs: seed of the random signs that the form along the tokens has (``signs.py``), None for none.
 
     Returns:
         y [L, C]; q [L, Cp] and scale [G, L] along the rows; q [C, Lp] and scale [G, C] along the tokens; sums [S, C].
@@ -131,7 +134,8 @@ def reference(
         along_rows = quantize_rows.reference(y, rows_seed, order, bits, "token", rows_rounding, carrier, group)
     if tokens:
         order, rank, bits, group = tokens
-        q, scale, _ = compress_tokens.reference(y, tokens_seed, order, rank, bits, "channel", tokens_rounding, group)
+        settings = (order, rank, bits, "channel", tokens_rounding, group)
+        q, scale, _ = compress_tokens.reference(y, tokens_seed, *settings, signs=signs)
         along_tokens = q, scale
     return y if keep else empty, *along_rows, *along_tokens, _sums(y.double(), tokens) if sums else empty
 
@@ -156,6 +160,7 @@ def cpu(
     tokens_seed: Tensor | None,
     sums: bool,
     keep: bool,
+    signs: Tensor | None = None,
 ) -> Results:
     """The operator in functional PyTorch; same arguments and results as ``torch.ops.hadamard.quantize_both``."""
     y = Prologue.from_text(prologue).evaluate(inputs, dtype)
@@ -166,7 +171,7 @@ def cpu(
     if tokens:
         order, rank, bits, group = tokens
         tokens_q, tokens_scale, _ = compress_tokens.cpu(
-            y, tokens_seed, order, rank, bits, "channel", tokens_rounding, group
+            y, tokens_seed, order, rank, bits, "channel", tokens_rounding, group, signs=signs
         )
     added = _sums(y.float(), tokens) if sums else _unwanted(y, dtype, carrier)[-1]
     return y if keep else empty, rows_q, rows_scale, tokens_q, tokens_scale, added
@@ -200,6 +205,7 @@ def fake(
     tokens_seed: Tensor | None,
     sums: bool,
     keep: bool,
+    signs: Tensor | None = None,
 ) -> Results:
     """Shapes: see ``reference``; y of ``dtype``, integers of ``carrier`` and int8, scales and sums float32.
 

@@ -36,12 +36,13 @@ __all__ = [
     "require_seed",
     "round_to_integer",
     "seed_word",
+    "signed",
 ]
 
 _WORD = 0xFFFFFFFF
 
 
-def _signed(word: int) -> int:
+def signed(word: int) -> int:
     """The int32 with the bits of a 32-bit word."""
     return word - (1 << 32) if word >= 1 << 31 else word
 
@@ -61,7 +62,7 @@ def reference_uniform(index: int, seed: int) -> float:
 
 def seed_word(seed: Tensor) -> Tensor:
     """The 64-bit seed folded to an int32: 0-d int64 in, 0-d int32 out."""
-    return (seed ^ (seed >> 32)).to(torch.int32) * _signed(SEED_MULTIPLIER)
+    return (seed ^ (seed >> 32)).to(torch.int32) * signed(SEED_MULTIPLIER)
 
 
 def require_seed(seed: Tensor | None, rounding: str) -> None:
@@ -79,7 +80,7 @@ def flat_index(rows: int, columns: int, device: torch.device) -> Tensor:
 def _centred(counter: Tensor) -> Tensor:
     """u - 1/2 from int32 i·A + seed. int32 arithmetic wraps; its shift is arithmetic, so the upper bits are masked."""
     h = counter ^ ((counter >> FOLD) & (_WORD >> FOLD))
-    h = h * _signed(MULTIPLIER)
+    h = h * signed(MULTIPLIER)
     return ((h >> 9) & (_WORD >> 9)).to(torch.float32) * 2.0**-23 - 0.5
 
 
@@ -95,10 +96,10 @@ def dither(value: Tensor, index: Tensor, seed: Tensor | None, rounding: str) -> 
     if rounding == "nearest":
         return None
     if rounding == "pseudo_stochastic":
-        return _centred(value.view(torch.int32) * _signed(WEYL))
+        return _centred(value.view(torch.int32) * signed(WEYL))
     require_seed(seed, rounding)
     assert seed is not None
-    return _centred(index * _signed(WEYL) + seed_word(seed))
+    return _centred(index * signed(WEYL) + seed_word(seed))
 
 
 def round_to_integer(scaled: Tensor, offset: Tensor | None, qmax: int) -> Tensor:

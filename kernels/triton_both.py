@@ -20,6 +20,7 @@ from .prologue import Prologue
 from .quantized_mm_configs import device as describe
 from .rounding import require_seed
 from .scaling import padded_columns, padded_kept, qmax, scale_factor
+from .signs import rescaled
 from .triton_launch import Launch
 from .triton_rows import CODES
 
@@ -41,6 +42,7 @@ def quantize_both(
     tokens_seed: Tensor | None,
     sums: bool,
     keep: bool,
+    signs: Tensor | None = None,
 ) -> operator.Results:
     """The operator on CUDA tensors of compute capability 9.0.
 
@@ -64,13 +66,13 @@ def quantize_both(
         return results
     strides = tuple(x.stride(0) if x.dim() else 0 for x in inputs)
     dtypes = tuple(x.dtype for x in inputs)
-    seeds = (rows_seed is not None, tokens_seed is not None)
+    seeds = (rows_seed is not None, tokens_seed is not None, signs is not None)
     try:
         launch = _plan(
             length, channels, strides, dtypes, first.device.index or 0, prologue, dtype,
             tuple(rows), rows_rounding, carrier, tuple(tokens), tokens_rounding, seeds, sums, keep,
         )  # fmt: skip
-        words = [first if seed is None else seed for seed in (rows_seed, tokens_seed)]
+        words = [first if seed is None else seed for seed in (rows_seed, tokens_seed, signs)]
         launch(*inputs, *results, *words)
     except KernelError:
         raise
@@ -101,12 +103,20 @@ def quantize_rows(
 
 
 def compress_tokens(
-    x: Tensor, seed: Tensor | None, order: int, rank: int, bits: int, group: int, rounding: str, sums: bool
+    x: Tensor,
+    seed: Tensor | None,
+    order: int,
+    rank: int,
+    bits: int,
+    group: int,
+    rounding: str,
+    sums: bool,
+    signs: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The form along the tokens alone, as ``compress_tokens`` returns it."""
     tokens = (order, rank, bits, group)
     *_, q, scales, added = quantize_both(
-        [x], _IDENTITY, x.dtype, (), "nearest", "int8", None, tokens, rounding, seed, sums=sums, keep=False
+        [x], _IDENTITY, x.dtype, (), "nearest", "int8", None, tokens, rounding, seed, sums=sums, keep=False, signs=signs
     )
     return q, scales, added if sums else added.new_empty((0, x.shape[1]))
 
@@ -133,7 +143,7 @@ SHARED_KIB = 227
 """Of a multiprocessor, for all its programs; each takes one more."""
 
 
-def _tile(rows: tuple[int, ...], tokens: tuple[int, ...], sums: bool, tiles_read: int) -> _Tile:
+def _tile(rows: tuple[int, ...], tokens: tuple[int, ...], sums: bool, signs: bool, tiles_read: int) -> _Tile:
     """The tile is what shares scales. Measured on an H200 (benchmarks/results): many small programs win.
 
     The buffers take 8 KiB for each 64 by 64 values, as does the matrix of the rows; registers hold the forms of the
@@ -144,6 +154,7 @@ def _tile(rows: tuple[int, ...], tokens: tuple[int, ...], sums: bool, tiles_read
     shared = 8 * strips * spans + (8 if rows else 0) + 1
     if (tokens or sums) and not sliced(rows, tokens):
         shared += 8 * tokens[1] // tokens[0] if tokens else 4
+    shared += 2 if sums and signs else 0
     programs = max(1, min(SHARED_KIB // shared, 4 if rows else 5))
     registers = {1: 255, 2: 255, 3: 168, 4: 128, 5: 96}[programs]
     return _Tile(strips, spans, programs, registers, prefetch=tiles_read == 1 and programs <= 3)
@@ -163,7 +174,7 @@ def _plan(
     carrier: str,
     tokens: tuple[int, ...],
     tokens_rounding: str,
-    seeds: tuple[bool, bool],
+    seeds: tuple[bool, bool, bool],
     sums: bool,
     keep: bool,
 ) -> Launch:
@@ -177,7 +188,7 @@ def _plan(
     if reason:
         raise KernelError("quantize_both", f"L={length} C={channels} rows={rows} tokens={tokens}", reason)
     kinds = _parse(prologue).inputs
-    tile = _tile(rows, tokens, sums, kinds.count("tile"))
+    tile = _tile(rows, tokens, sums, seeds[2], kinds.count("tile"))
     rows_padded = padded_columns(channels, rows[0]) if rows else channels
     tokens_padded = padded_kept(length, *tokens[:2]) if tokens else 16
     width, span = 64 * tile.strips, 64 * tile.spans
@@ -191,6 +202,7 @@ def _plan(
         tokens=(*tokens[:2], qmax(tokens[2]), CODES[tokens_rounding]) if tokens else (),
         sums=sums,
         keep=keep,
+        signs=seeds[2],
         strips=tile.strips,
         spans=tile.spans,
         even=even,
@@ -199,8 +211,8 @@ def _plan(
     kernel = module(compat.cache_dir(), "quantize_both", source(form)).quantize_both
     scales = (
         scale_factor(rows[1], rows[0]) if rows else 1.0,
-        scale_factor(tokens[2], tokens[0]) if tokens else 1.0,
+        scale_factor(tokens[2], tokens[0]) * rescaled(tokens[0], tokens[1], seeds[2]) if tokens else 1.0,
     )
     values = (length, channels, rows_padded, tokens_padded, chunks, chunks * slabs, *strides, *scales)
     options = {"num_warps": 4, "maxnreg": tile.registers, "enable_fp_fusion": True}
-    return Launch(kernel, min(chunks * slabs, processors * tile.programs), values, options, loose=2)
+    return Launch(kernel, min(chunks * slabs, processors * tile.programs), values, options, loose=3)

@@ -13,6 +13,7 @@ from . import workspace
 from .library import failure
 from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
+from .signs import rescaled
 from .triton_launch import Launch
 from .triton_tokens_kernel import _tokens_kernel
 from .triton_transform import CODES, fusion, matrix_dtype
@@ -49,6 +50,7 @@ def compress_tokens(
     rounding: str,
     group: int,
     sums: bool = False,
+    signs: Tensor | None = None,
     carrier: str = "int8",
     tile: dict[str, Any] | None = None,
     kernel: str = "compress_tokens",
@@ -62,7 +64,7 @@ def compress_tokens(
         x = x.contiguous()  # cheaper than to read it one element at a time, twice
     require_seed(seed, rounding)
     rounds = (rounding, seed is not None)
-    settings = (order, rank, bits, scale == "channel", rounds, group, sums, carrier)
+    settings = (order, rank, bits, scale == "channel", rounds, group, sums, signs is not None, carrier)
     plan = _plan(*x.shape, x.stride(0), x.dtype, *settings, None if tile is None else tuple(tile.items()))
     device = x.device
     q = torch.empty(plan.q, dtype=plan.carrier, device=device)
@@ -72,7 +74,7 @@ def compress_tokens(
         return q.zero_(), scales.zero_(), added.zero_()
     scratch = workspace.zeros(plan.counters, x) if plan.counters else scales
     try:
-        plan.launch(x, q, scales, added, scratch, x if seed is None else seed)
+        plan.launch(x, q, scales, added, scratch, *(x if given is None else given for given in (seed, signs)))
     except Exception as error:
         shape = {"L": x.shape[0], "C": x.shape[1], "order": order, "rank": rank, "dtype": x.dtype, "tile": tile}
         raise failure(kernel, error, **shape) from error
@@ -103,6 +105,7 @@ def _plan(
     rounds: tuple[str, bool],
     group: int,
     sums: bool,
+    signs: bool,
     carrier: str,
     chosen: tuple[tuple[str, Any], ...] | None,
 ) -> _Plan:
@@ -135,8 +138,8 @@ def _plan(
     transform = (qmax(bits), order, order.bit_length() - 1, rank, kept, CODES[rounds[0]], matrix_dtype(dtype))
     even = tokens % (order * tile["BLOCKS"]) == 0 and channels % tile["CHANNELS"] == 0 and kept == rank
     even = even and span % tile["BLOCKS"] == 0 and per_group % tile["BLOCKS"] == 0 and padded * order == tokens * rank
-    constants = (*transform, channelwise, fused, sums, tile["CHANNELS"], tile["BLOCKS"], even)
-    values = (*sizes, stride_token, scale_factor(bits, order), *constants)
+    constants = (*transform, channelwise, fused, sums, signs, tile["CHANNELS"], tile["BLOCKS"], even)
+    values = (*sizes, stride_token, scale_factor(bits, order) * rescaled(order, rank, signs), *constants)
     options = {name: tile[name] for name in ("num_warps", "num_stages")} | fusion(rounds[0])
-    launch = Launch(_tokens_kernel, slabs * parts * (1 if fused else 2), values, options, loose=1)
+    launch = Launch(_tokens_kernel, slabs * parts * (1 if fused else 2), values, options, loose=2)
     return shape._replace(counters=counters, launch=launch)

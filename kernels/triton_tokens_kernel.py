@@ -25,6 +25,7 @@ from .triton_transform import (
     rounded,
     seed_word,
     token_matrix,
+    token_signs,
     weyl,
 )
 
@@ -39,10 +40,13 @@ def _transformed(
     channels,
     stride_token,
     matrix,
+    signs_word,
     ORDER: tl.constexpr,
+    SIGNS: tl.constexpr,
     EVEN: tl.constexpr,
 ):
-    """v [CHANNELS, BLOCKS·KEPT] of the tile whose first block of tokens is ``block``; tokens from ``end`` on are 0."""
+    """v [CHANNELS, BLOCKS·KEPT] of the tile whose first block of tokens is ``block``, and the tile before its tokens'
+    signs; tokens from ``end`` on are 0."""
     token = block * ORDER + tl.arange(0, matrix.shape[0])
     pointer = x + token[:, None].to(tl.int64) * stride_token + channel[None, :]
     if EVEN:
@@ -50,7 +54,10 @@ def _transformed(
     else:
         inside = (token < tokens) & (token < end * ORDER)
         tile = tl.load(pointer, mask=inside[:, None] & (channel < channels)[None, :], other=0.0)
-    return in_order(exact_dot(tl.trans(tile), matrix))
+    signed = tile
+    if SIGNS:
+        signed = (tile.to(tl.float32) * token_signs(token, signs_word)[:, None]).to(tile.dtype)
+    return in_order(exact_dot(tl.trans(signed), matrix)), tile
 
 
 @triton.jit
@@ -82,7 +89,7 @@ def _slab(step, slabs, lag):
 
 @triton.jit(
     do_not_specialize=["total", "per_group", "span", "parts", "slabs", "groups", "lag"],
-    do_not_specialize_on_alignment=["seed"],
+    do_not_specialize_on_alignment=["seed", "signs"],
 )
 def _tokens_kernel(
     x,
@@ -91,6 +98,7 @@ def _tokens_kernel(
     sums,
     scratch,
     seed,
+    signs,
     tokens,
     channels,
     padded,
@@ -113,6 +121,7 @@ def _tokens_kernel(
     CHANNELWISE: tl.constexpr,
     FUSED: tl.constexpr,
     SUMS: tl.constexpr,
+    SIGNS: tl.constexpr,
     CHANNELS: tl.constexpr,
     BLOCKS: tl.constexpr,
     EVEN: tl.constexpr,
@@ -125,6 +134,7 @@ def _tokens_kernel(
     or a group where all channels share a scale), then the bits of the largest magnitudes.
     """
     matrix = token_matrix(BLOCKS, ORDER, LOG_ORDER, RANK, KEPT, MATRIX)
+    signs_word = seed_word(signs, 1 if SIGNS else 0)
     part = tl.program_id(0) % parts
     if FUSED:
         slab, quantises = tl.program_id(0), True
@@ -145,15 +155,23 @@ def _tokens_kernel(
     if FUSED or not quantises:
         largest = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.float32)
         added = tl.zeros((CHANNELS, BLOCKS * KEPT), tl.float32)
+        plain = tl.zeros((BLOCKS * ORDER, CHANNELS), tl.float32)
         for block in range(start, end, BLOCKS):
-            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER, EVEN)
+            v, tile = _transformed(
+                x, channel, block, end, tokens, channels, stride_token, matrix, signs_word, ORDER, SIGNS, EVEN
+            )
             largest = larger_magnitude(largest, v)
-            if SUMS:
+            if SUMS and SIGNS:
+                plain += tile.to(tl.float32)
+            elif SUMS:
                 added += v
         bits = tl.max(magnitude_bits(largest), 1)
-        if SUMS:  # the lowest sequency of a block is the sum of its tokens
-            first = tl.arange(0, BLOCKS * KEPT)[None, :] % KEPT == 0
-            summed = tl.sum(tl.where(first, added, 0.0), 1)
+        if SUMS:
+            if SIGNS:
+                summed = tl.sum(plain, 0)
+            else:  # the lowest sequency of a block is the sum of its tokens
+                first = tl.arange(0, BLOCKS * KEPT)[None, :] % KEPT == 0
+                summed = tl.sum(tl.where(first, added, 0.0), 1)
             # The last part may hold nothing but the padding of q.
             exists = (channel < channels) & (start * ORDER + channel * 0 < tokens)
             tl.store(sums + part * channels + channel, summed, mask=exists)
@@ -182,7 +200,9 @@ def _tokens_kernel(
         target = q + channel[:, None].to(tl.int64) * padded + column
         alive = (channel < channels)[:, None]
         for block in range(start, end, BLOCKS):
-            v = _transformed(x, channel, block, end, tokens, channels, stride_token, matrix, ORDER, EVEN)
+            v, _ = _transformed(
+                x, channel, block, end, tokens, channels, stride_token, matrix, signs_word, ORDER, SIGNS, EVEN
+            )
             integers = rounded(v, factor, (counter + weyl(block * RANK)) + draws, ROUNDING, q.dtype.element_ty)
             if EVEN:
                 tl.store(target + block * RANK, integers)

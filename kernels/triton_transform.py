@@ -179,6 +179,14 @@ def weyl(index):
 
 
 @triton.jit
+def token_signs(token, word):
+    """±1 (float32) of tokens; see ``signs.py``. ``word`` is that of their seed."""
+    h = weyl(token) + word
+    h = (h ^ (h >> _FOLD)) * _MULTIPLIER
+    return tl.where(h.to(tl.int32, bitcast=True) < 0, -1.0, 1.0)
+
+
+@triton.jit
 def rounded(v, factor, counter, ROUNDING: tl.constexpr, dtype: tl.constexpr):
     """nearest(v·factor + d) as ``dtype``. ROUNDING: 0 nearest, 1 stochastic, 2 pseudo-stochastic.
 

@@ -49,6 +49,8 @@ class GraphEditor:
         self._counters = counters
         self._made: dict[Hashable, Any] = {}
         self._seed_vectors: dict[torch.device, fx.Node] = {}
+        self._drawn: set[fx.Node] = set()
+        """Seeds of the forward, in front of everything else."""
         self.product = ""
         """The product that a rule is about to replace, ``""`` where no rule is at work."""
 
@@ -167,7 +169,7 @@ class GraphEditor:
     def seed(self, device: torch.device, like: fx.Node) -> fx.Node:
         """A 0-d int64 tensor on ``device``: a fresh random seed per step, one per call of this method."""
         if device not in self._seed_vectors:
-            self._seed_vectors[device] = self._draw_seeds(device, like)
+            self._seed_vectors[device] = self._tagged(self._draw_seeds(device, like, 0), backward=True)
         vector = self._seed_vectors[device]
         index = vector.args[0]
         assert isinstance(index, int)
@@ -178,14 +180,28 @@ class GraphEditor:
             vector.meta["val"] = value(vector).new_empty([index + 2])
         return self.call(aten.select.int, (vector, 0, index), like, backward=True)
 
-    def _draw_seeds(self, device: torch.device, like: fx.Node) -> fx.Node:
+    def signs(self, device: torch.device, like: fx.Node) -> fx.Node:
+        """A 0-d int64 tensor on ``device``: the seed of the tokens' signs, one per step. It is drawn in the forward,
+        where activations are compressed, and kept for the backward, where gradients are."""
+
+        def build() -> fx.Node:
+            vector = self._draw_seeds(device, like, 1)
+            vector.meta[SAVE] = True
+            with self.graph.inserting_after(vector):
+                drawn = self.call(aten.select.int, (vector, 0, 0), vector, backward=False)
+            self._drawn |= {vector, drawn}
+            return drawn
+
+        seed: fx.Node = self.once(("signs", device), build)
+        return seed
+
+    def _draw_seeds(self, device: torch.device, like: fx.Node, count: int) -> fx.Node:
         first = next(node for node in self.graph.nodes if node.op != "placeholder")
         with self.graph.inserting_before(first):
-            vector = self.graph.call_function(compat.seeds_op, (0, device))
-        vector.meta["partitioner_tag"] = IN_BACKWARD
+            vector = self.graph.call_function(compat.seeds_op, (count, device))
         mode = compat.fresh_fake_mode([like.meta["val"]])
         with mode:
-            vector.meta["val"] = torch.empty([0], dtype=torch.int64, device=device)
+            vector.meta["val"] = torch.empty([count], dtype=torch.int64, device=device)
         return vector
 
     def counter(self, node: fx.Node) -> str:
@@ -193,9 +209,9 @@ class GraphEditor:
         return f"{self._counters} {node.name}" if self._counters else ""
 
     def behind(self, node: fx.Node) -> AbstractContextManager[Any]:
-        """Insert right behind ``node``, so that it need not live any longer; behind the inputs at least."""
+        """Insert right behind ``node``, so that it need not live any longer; behind the inputs and seeds at least."""
         following = node.next
-        while following.op == "placeholder":
+        while following.op == "placeholder" or following in self._drawn:
             following = following.next
         return self.graph.inserting_before(following)
 

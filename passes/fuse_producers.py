@@ -92,6 +92,7 @@ class _Editor:
             tokens.get("seed"),
             bool(site.sums) or tokens.get("sums", False),
             site.keep,
+            tokens.get("signs"),
         )
         return self.editor.call(load()["quantize_both"].op, arguments, like, backward=False)
 

@@ -165,8 +165,8 @@ def _same_transform_on_both_sides(joint: JointGraph, plan: Plan | None) -> Itera
             yield Offence(node, f"left operand has {left}, right operand {right}")
 
 
-def _transform(operand: object) -> tuple[object, object]:
-    """(order, rank, or which rows) of the transform that made an operand's integers."""
+def _transform(operand: object) -> tuple[object, ...]:
+    """(order, rank, or which rows) of the transform that made an operand's integers, and its seed of random signs."""
     assert isinstance(operand, fx.Node)
     operand = strip_transpose(operand)[0]
     assert isinstance(operand.args[0], fx.Node)
@@ -178,7 +178,10 @@ def _transform(operand: object) -> tuple[object, object]:
     if made.target is load()["quantize_weight"].op:
         return made.args[1], made.args[1]
     order = made.args[2]
-    return (order, made.args[3]) if made.target is load()["compress_tokens"].op else (order, order)
+    if made.target is load()["compress_tokens"].op:
+        signs = compat.arguments(made)["signs"]
+        return (order, made.args[3], signs) if signs is not None else (order, made.args[3])
+    return order, order
 
 
 def _values_match_fakes(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
@@ -216,8 +219,19 @@ def _independent_draws(joint: JointGraph, plan: Plan | None) -> Iterator[Offence
         if node.target is compat.seeds_op:
             drawn = Counter(user.args[2] for user in node.users if user.target is torch.ops.aten.select.int)
             for user in node.users:
-                if user.target is torch.ops.aten.select.int and (drawn[user.args[2]] > 1 or len(user.users) > 1):
+                if user.target is torch.ops.aten.select.int and (drawn[user.args[2]] > 1 or _roundings(user) > 1):
                     yield Offence(user, "two roundings share a random draw")
+
+
+def _roundings(seed: fx.Node) -> int:
+    """How many calls round by that seed. The signs of tokens, for which operands share one, are no rounding."""
+    return sum(any(given is seed for name, given in _arguments(call).items() if name != "signs") for call in seed.users)
+
+
+def _arguments(call: fx.Node) -> dict[str, object]:
+    if isinstance(call.target, torch._ops.OpOverload):
+        return compat.arguments(call)
+    return dict(enumerate(call.args))  # type: ignore[arg-type]
 
 
 def _forward_untouched(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:

@@ -2,8 +2,9 @@
 
 HOT's LQS (arXiv 2503.21261) takes one scale per token only where that at least halves the error of one per tensor. The
 published figure shows the choice for g_w, the published code makes it for g_x; here both products choose, each by its
-own error. Two more questions are answered the same way: a rank cut that loses nothing is made deeper, and a scheme
-whose error is beyond ``LARGEST_ERROR`` is made more exact, one setting after the other.
+own error. Three more questions are answered the same way: tokens that are alike need no random signs, a rank cut that
+loses nothing is made deeper, and a scheme whose error is beyond ``LARGEST_ERROR`` is made more exact, one setting after
+the other.
 
 Errors are measured ones where the calibration ran exactly this scheme, else predicted from its statistics. A scheme
 that the user wrote out, in an option or an override, is taken as it is.
@@ -17,6 +18,7 @@ from typing import Any
 
 from hadamard_fx.cost_model.calibration import Calibration
 from hadamard_fx.cost_model.device_profile import DeviceProfile
+from hadamard_fx.cost_model.error import cut_energy
 from hadamard_fx.options import Choice
 from hadamard_fx.plan import Gemm, Role
 from hadamard_fx.profiles import PROFILES
@@ -24,10 +26,13 @@ from hadamard_fx.scheme import Exact, Hadamard, LowRank, Scheme
 
 from .rule import rule_of
 
-__all__ = ["LARGEST_ERROR", "ORDERS", "measured_schemes", "refined"]
+__all__ = ["ALIKE", "LARGEST_ERROR", "ORDERS", "measured_schemes", "refined"]
 
 LARGEST_ERROR = 0.5
 """Relative error of a product beyond which a scheme is made more exact: half of the result would be noise."""
+
+ALIKE = 0.1
+"""Relative error up to which a rank cut without random signs is taken, which is biased, but has no noise."""
 
 ORDERS = (16, 32, 64, 128)
 """Orders of a full transform that are considered."""
@@ -50,6 +55,9 @@ def measured_schemes(role: Role) -> tuple[Scheme, ...]:
 
 def _neighbours(scheme: Scheme, role: Role) -> Iterator[Scheme]:
     if isinstance(scheme, Hadamard | LowRank):
+        if isinstance(scheme, LowRank) and scheme.signed:
+            scheme = replace(scheme, signs="none")
+            yield scheme
         yield replace(scheme, scale="tensor")
         if scheme.rounding != "nearest":
             yield replace(scheme, rounding="nearest")
@@ -116,35 +124,56 @@ class _Chooser:
     max_error: float
 
     def error(self, scheme: Scheme) -> float | None:
-        """Of the scheme as it would run; infinite where it is not legal."""
+        """Of the scheme as it would run; infinite where it is not legal.
+
+        What was measured under random signs is one draw of a large noise, which would hide everything else. That noise
+        is predicted, and the rest taken from the same scheme without signs.
+        """
         rule = rule_of(scheme)
         ready = rule.refine(scheme, self.gemm, self.profile)
-        return float("inf") if rule.illegal(ready, self.gemm) else self.calibration.error(ready, self.gemm)
+        if rule.illegal(ready, self.gemm):
+            return float("inf")
+        if isinstance(ready, LowRank) and ready.signed:
+            return float((self._rounding(ready) ** 2 + self._cut(ready)) ** 0.5)
+        return self.calibration.error(ready, self.gemm)
+
+    def _rounding(self, scheme: Any) -> float:
+        """The error apart from what a rank cut costs."""
+        plain = replace(scheme, signs="none") if isinstance(scheme, LowRank) else scheme
+        error = self.error(plain)
+        assert error is not None
+        return float(max(error**2 - self._cut(plain), 0.0) ** 0.5)
+
+    def _cut(self, scheme: Scheme) -> float:
+        statistics = self.calibration.statistics(self.gemm)
+        assert statistics is not None
+        return cut_energy(scheme, self.gemm, statistics) if isinstance(scheme, LowRank) else 0.0
 
     def select(self, asked: Scheme) -> _Selected:
         if not isinstance(asked, Hadamard | LowRank):
             fitted, note = rule_of(asked).calibrated(asked, self.gemm, self.error)
             return _Selected(fitted, self.error(fitted), tuple(filter(None, (note,))))
         scheme, notes = self._scale(asked)
+        scheme, signs = self._signs(scheme)
         scheme, cut = self._deeper_cut(scheme)
         scheme, repairs = self._more_exact(scheme)
-        return _Selected(scheme, self.error(scheme), tuple(filter(None, (notes, cut, *repairs))))
+        return _Selected(scheme, self.error(scheme), tuple(filter(None, (notes, signs, cut, *repairs))))
 
     def _scale(self, asked: Any) -> tuple[Any, str]:
         """HOT's rule. What a rank cut drops is no matter of scales, and left out."""
         line, tensor = replace(asked, scale=_LINE[type(asked)]), replace(asked, scale="tensor", group=None)
-        statistics = self.calibration.statistics(self.gemm)
-        assert statistics is not None
-        dropped = statistics.dropped_energy(asked.rank, asked.order) if isinstance(asked, LowRank) else 0.0
-        noise = [self._noise(scheme, dropped) for scheme in (line, tensor)]
+        noise = [self._rounding(scheme) for scheme in (line, tensor)]
         if noise[0] < noise[1] / 2:
             return line, "" if line == asked else f"a scale per {line.scale} halves the rounding error"
         return tensor, "" if tensor == asked else f"a scale per {line.scale} would not halve the rounding error"
 
-    def _noise(self, scheme: Scheme, dropped: float) -> float:
-        error = self.error(scheme)
-        assert error is not None
-        return float(max(error**2 - dropped, 0.0) ** 0.5)
+    def _signs(self, scheme: Any) -> tuple[Any, str]:
+        if not isinstance(scheme, LowRank) or not scheme.signed:
+            return scheme, ""
+        plain = replace(scheme, signs="none")
+        if (self.error(plain) or 0.0) > ALIKE:
+            return scheme, ""
+        return plain, f"no random signs: tokens are alike, {scheme.rank} sequencies lose less than {ALIKE:g}"
 
     def _deeper_cut(self, scheme: Any) -> tuple[Any, str]:
         if not isinstance(scheme, LowRank) or scheme.rank == scheme.order:
@@ -169,8 +198,8 @@ class _Chooser:
                 continue
             changed = replace(last, **{field: value})
             error = self.error(changed) or 0.0
-            if error == float("inf"):
-                continue
+            if error > 0.99 * (self.error(last) or 0.0):
+                continue  # it is not legal, or helps nothing
             last, turned = changed, [*turned, note]
             if error < least:
                 best, told = changed, turned

@@ -43,6 +43,8 @@ class LowRankRule(SchemeRule):
 
     def variants(self, scheme: LowRank, gemm: Gemm, profile: DeviceProfile) -> tuple[LowRank, ...]:
         """In groups, which one read can make, and without, which the product takes faster."""
+        if not scheme.signed:  # one name for what is one scheme
+            scheme = replace(scheme, signs="none")
         if scheme.group is not None:
             return (scheme,)
         settings = (scheme.order, scheme.rank, scheme.bits, profile.token_group)
@@ -109,7 +111,7 @@ class LowRankRule(SchemeRule):
                 source = editor.transposed(base, backward=in_backward) if swapped else base
                 return self._compress(scheme, source, None, "nearest", node, editor, backward=in_backward)
 
-        key = (base, swapped, scheme.order, scheme.rank, scheme.bits, scheme.scale, scheme.group)
+        key = (base, swapped, scheme.order, scheme.rank, scheme.bits, scheme.scale, scheme.group, scheme.signed)
         results: tuple[fx.Node, ...] = editor.once(key, build)
         return results
 
@@ -125,7 +127,8 @@ class LowRankRule(SchemeRule):
         backward: bool,
         sums: bool = False,
     ) -> tuple[fx.Node, ...]:
-        kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0, sums)
+        signs = editor.signs(value(tokens_first).device, node) if scheme.signed else None
+        kept = (scheme.order, scheme.rank, scheme.bits, scheme.scale, rounding, scheme.group or 0, sums, signs)
         call = editor.call(load()["compress_tokens"].op, (tokens_first, seed, *kept), node, backward=backward)
         parts = editor.results(call, 3 if sums else 2)
         if not backward:

@@ -80,7 +80,7 @@ def test_measured_errors_are_those_of_the_compiled_product():
         return (model(batch) * target).sum()
 
     product = by_key(hadamard_fx.calibrate(model, [x], loss))["0", Role.GRAD_WEIGHT]
-    scheme = LowRank(bits=8, rank=16, group=0)
+    scheme = LowRank(bits=8, rank=16, group=0, signs="none")
     loss(model, x).backward()
     exact = model[0].weight.grad.clone()
     model.zero_grad()

@@ -68,6 +68,7 @@ def test_tokens_of_every_order(order: int, rounding: str) -> None:
         for rank in {1, max(order * 5 // 16, 1), order // 2, order}:
             arguments = (x, _seed(rounding), order, rank, 8, scale, rounding, group * order, not group)
             _compare("compress_tokens", *arguments, exact=exact)
+            _compare("compress_tokens", *arguments, SEED + 1, exact=exact)
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,6 +89,7 @@ def test_any_shape(rows: int, columns: int, dtype: torch.dtype, layout: str, bit
     rank = 1 + seed % order
     group = order * (seed % 3)
     _compare("compress_tokens", x, None, order, rank, bits, "channel", "nearest", group, not group)
+    _compare("compress_tokens", x, None, order, rank, bits, "tensor", "nearest", group, not group, torch.tensor(seed))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

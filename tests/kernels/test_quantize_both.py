@@ -29,25 +29,28 @@ CASES = [
 IDS = [f"{length}x{channels}" for length, channels, *_ in CASES]
 
 
-def arguments(case: tuple[Any, ...], dtype: torch.dtype, rounding: str, sums: bool, keep: bool) -> tuple[Any, ...]:
+def arguments(
+    case: tuple[Any, ...], dtype: torch.dtype, rounding: str, sums: bool, keep: bool, signs: int | None = None
+) -> tuple[Any, ...]:
     length, channels, rows, tokens = case
     generator = torch.Generator().manual_seed(length)
     inputs = [torch.randn(shape, generator=generator).to(dtype) for shape in [(length, channels)] * 2 + [(1, channels)]]
     seeds = SEEDS if rounding == "stochastic" else (None, None)
-    settings = (list(rows), rounding, "int8", seeds[0], list(tokens), rounding, seeds[1], sums, keep)
+    settings = (list(rows), rounding, "int8", seeds[0], list(tokens), rounding, seeds[1], sums, keep, signs)
     return (inputs, PRODUCT.to_text(), dtype, *settings)
 
 
 def on_device(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """With the seeds as tensors."""
-    return tuple(torch.tensor(a) if i in (6, 9) and a is not None else a for i, a in enumerate(given))
+    return tuple(torch.tensor(a) if i in (6, 9, 12) and a is not None else a for i, a in enumerate(given))
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize("signs", [None, 41], ids=["plain", "signs"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_it_follows_the_reference(case: tuple[Any, ...], dtype: torch.dtype, rounding: str) -> None:
-    given = arguments(case, dtype, rounding, sums=True, keep=True)
+def test_it_follows_the_reference(case: tuple[Any, ...], signs: int | None, dtype: torch.dtype, rounding: str) -> None:
+    given = arguments(case, dtype, rounding, sums=True, keep=True, signs=signs)
     found, expected = BOTH.op(*on_device(given)), BOTH.reference(*given)
     for actual, wanted in zip(found, expected, strict=True):
         assert actual.shape == wanted.shape

@@ -48,6 +48,8 @@ def calls() -> list[tuple[str, tuple[Any, ...]]]:
         x = exact(tokens, channels, dtype=(torch.bfloat16, torch.float32, torch.float16)[index % 3])
         for scale, rounding in (("channel", "stochastic"), ("tensor", ("nearest", "pseudo_stochastic")[index % 2])):
             cases.append(("compress_tokens", (x, seed, order, rank, 8, scale, rounding, group, not group)))
+            if rank < order:
+                cases.append((*cases[-1][:1], (*cases[-1][1], torch.tensor(-77))))
     cases.append(("quantize_rows", (exact(30, 9).t(), seed, 16, 4, "token", "stochastic", "int8")))
     cases.append(("compress_tokens", (exact(9, 50).t(), seed, 16, 8, 8, "channel", "stochastic", 32)))
     cases.append(("quantize_weight", (exact(50, 9), 16, 4, "token", "float8_e4m3")))

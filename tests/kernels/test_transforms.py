@@ -91,11 +91,11 @@ def test_groups_must_be_whole_blocks_with_scales_per_token() -> None:
 def test_tokens_follow_the_reference(shape: tuple[int, ...], scale: str, dtype: torch.dtype) -> None:
     tokens, channels, order, rank, group = shape
     x = torch.randn(tokens, channels, generator=torch.Generator().manual_seed(tokens)).to(dtype)
-    for rounding in ("nearest", "stochastic"):
+    for rounding, signs in (("nearest", None), ("stochastic", None), ("nearest", 5), ("stochastic", -(2**40))):
         seed = SEED if rounding == "stochastic" else None
-        tensor_seed = None if seed is None else torch.tensor(seed)
+        seeds = [None if word is None else torch.tensor(word) for word in (seed, signs)]
         arguments = (order, rank, 8, scale, rounding, group, not group)
-        actual, expected = TOKENS.op(x, tensor_seed, *arguments), TOKENS.reference(x, seed, *arguments)
+        actual, expected = TOKENS.op(x, seeds[0], *arguments, seeds[1]), TOKENS.reference(x, seed, *arguments, signs)
         agree(actual, expected)
         torch.testing.assert_close(actual[2].double(), expected[2], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(actual[2].sum(0), x.float().sum(0) * (not group), rtol=1e-5, atol=1e-4)
@@ -128,6 +128,7 @@ def operator_calls() -> list[Any]:
         (ROWS, (x.t(), None, 8, 8, "tensor", "pseudo_stochastic", "float8_e4m3")),
         (TOKENS, (x, seed, 16, 8, 8, "channel", "stochastic", 0, True)),
         (TOKENS, (x.t(), None, 4, 3, 8, "tensor", "nearest", 8)),
+        (TOKENS, (x, None, 16, 8, 8, "channel", "nearest", 0, True, seed)),
         (WEIGHT, (x, 16, 4, "token", "float8_e4m3")),
     ]
     return [pytest.param(*call, id=f"{call[0].name}{index}") for index, call in enumerate(calls)]
@@ -141,9 +142,14 @@ def test_operator_is_well_formed(kernel: library.Kernel, arguments: tuple[Any, .
 @pytest.mark.parametrize(("kernel", "arguments"), operator_calls())
 def test_cpu_form_traces_with_symbolic_sizes(kernel: library.Kernel, arguments: tuple[Any, ...]) -> None:
     """One graph serves other sizes, holds no constant tensor, and gives the operator's bits."""
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
-    rest = arguments[len(tensors) :]
-    graph = make_fx(lambda *inputs: kernel.cpu(*inputs, *rest), tracing_mode="symbolic")(*tensors)
+    where = [index for index, given in enumerate(arguments) if isinstance(given, Tensor)]
+    tensors = [arguments[index] for index in where]
+
+    def call(*inputs: Tensor) -> Any:
+        given = dict(zip(where, inputs, strict=True))
+        return kernel.cpu(*(given.get(index, argument) for index, argument in enumerate(arguments)))
+
+    graph = make_fx(call, tracing_mode="symbolic")(*tensors)
     assert not [node for node in graph.graph.nodes if node.op == "get_attr"]
     for x in (tensors[0], grid(71, 33)):
         for actual, expected in zip(graph(x, *tensors[1:]), kernel.op(x, *arguments[1:]), strict=True):

@@ -70,13 +70,18 @@ ROWS, TOKENS = (16, 4, 128), (16, 8, 8, 256)
 
 FORMS = {
     "gelu_backward_both": Form(
-        GELU_BACKWARD.to_text(), (False, False), "bfloat16", (16, 7, 1), (16, 8, 127, 1), True, False, 2, 4, True, False
+        *(GELU_BACKWARD.to_text(), (False, False), "bfloat16", (16, 7, 1), (16, 8, 127, 1)),
+        *(True, False, False, 2, 4, True, False),
+    ),
+    "gelu_backward_signs": Form(
+        *(GELU_BACKWARD.to_text(), (False, False), "bfloat16", (16, 7, 1), (16, 8, 127, 1)),
+        *(True, True, True, 2, 4, True, False),
     ),
     "silu_times_kept": Form(
-        SILU_TIMES.to_text(), (False, False), "bfloat16", (), (16, 8, 127, 0), False, True, 1, 4, False, False
+        SILU_TIMES.to_text(), (False, False), "bfloat16", (), (16, 8, 127, 0), False, True, False, 1, 4, False, False
     ),
     "identity_rows": Form(
-        IDENTITY.to_text(), (False,), "float16", (32, 127, 0), (), False, False, 2, 2, True, True
+        IDENTITY.to_text(), (False,), "float16", (32, 127, 0), (), False, False, False, 2, 2, True, True
     ),
 }  # fmt: skip
 
@@ -118,18 +123,19 @@ def call(
     keep: bool = False,
     carrier: str = "int8",
     dtype: torch.dtype = torch.bfloat16,
+    signs: bool = False,
 ) -> tuple[Any, ...]:
     """Arguments of the operator; the seeds lie where the inputs do."""
     fake = isinstance(inputs[0], FakeTensor)
     device = inputs[0].device
     seeds = (
-        [torch.empty((), dtype=torch.int64, device=device)] * 2
+        [torch.empty((), dtype=torch.int64, device=device)] * 3
         if fake
-        else torch.tensor([0x0123456789ABCDEF, -5]).to(device)
+        else torch.tensor([0x0123456789ABCDEF, -5, 11]).to(device)
     )
     return (
         *(inputs, prologue.to_text(), dtype, list(rows), rounding, carrier, seeds[0]),
-        *(list(tokens), rounding, seeds[1], sums, keep),
+        *(list(tokens), rounding, seeds[1], sums, keep, seeds[2] if signs else None),
     )
 
 
@@ -140,6 +146,10 @@ CASES = [
 ] + [
     ("identity", (1024, 384), ROWS, TOKENS, {"rounding": "nearest"}),
     ("identity", (1024, 384), (16, 8, 256), TOKENS, {"rounding": "nearest", "carrier": "int8"}),
+    ("identity", (1024, 384), ROWS, TOKENS, {"rounding": "nearest", "signs": True}),
+    ("identity", (700, 203), (16, 8, 256), TOKENS, {"rounding": "nearest", "signs": True, "keep": True}),
+    ("identity", (300, 72), (), (16, 4, 8, 256), {"signs": True}),
+    ("gelu_backward", (1024, 256), ROWS, TOKENS, {"signs": True, "keep": True}),
     ("identity", (513, 130), (64, 4, 64), (32, 8, 8, 128), {"dtype": torch.float16}),
     ("identity", (129, 65), (2, 4, 128), (), {"sums": False, "carrier": "float8_e4m3"}),
     ("identity", (300, 72), ROWS, (), {"sums": True}),
@@ -201,6 +211,7 @@ def test_other_operators_use_it_for_groups() -> None:
         ("quantize_rows", (seed, 16, 4, "token", "stochastic", "int8", 128)),
         ("compress_tokens", (seed, 16, 8, 8, "channel", "stochastic", 256, True)),
         ("compress_tokens", (seed, 16, 8, 8, "channel", "stochastic", 256, False)),
+        ("compress_tokens", (seed, 16, 8, 8, "channel", "stochastic", 256, True, torch.tensor(3))),
     ):
         moved = [s.cuda() if isinstance(s, torch.Tensor) else s for s in settings]
         for left, right in zip(kernels[name].op(x.cuda(), *moved), kernels[name].op(x, *settings), strict=True):
@@ -243,7 +254,7 @@ def test_every_form_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.Monk
     with FakeTensorMode(allow_non_fake_inputs=True):
         for name in ("identity", "gelu_backward", "norm", "dropout"):
             inputs = [torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in real[name]]
-            KERNEL.cuda(*call(PROLOGUES[name], inputs, ROWS, TOKENS, keep=True))  # type: ignore[misc]
+            KERNEL.cuda(*call(PROLOGUES[name], inputs, ROWS, TOKENS, keep=True, signs=name == "norm"))  # type: ignore[misc]
     triton_both._plan.cache_clear()
     assert len(jobs) == 4 and all(Path(job[0]).is_file() for job in jobs), "generated kernels are named by their files"
     process = ahead._process()
@@ -295,7 +306,7 @@ def test_short_forms_stand_where_their_digits_suffice() -> None:
     both = Prologue(("tile",), (Step("tanh", ("x0",)), Step("add", ("s0", 1.0)), Step("mul", ("s0", "s1"))), "s2")
     beside = Prologue(("tile",), (Step("tanh", ("x0",)), Step("add", ("s0", 1.0))), "s1")
     texts = [
-        source(Form(p.to_text(), (False,), "bfloat16", (), (16, 8, 127, 0), False, False, 1, 4, True, False))
+        source(Form(p.to_text(), (False,), "bfloat16", (), (16, 8, 127, 0), False, False, False, 1, 4, True, False))
         for p in (alone, both, beside)
     ]
     assert "parts.erf(x0)" in texts[0] and "parts.tanh(x0)" in texts[1]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 NEAREST = {"rounding": "nearest"}
-HOT: dict[str, Any] = {"profile": "hot", "grad_input": NEAREST, "grad_weight": NEAREST}
+HOT: dict[str, Any] = {"profile": "hot", "grad_input": NEAREST, "grad_weight": {**NEAREST, "signs": "none"}}
 HDQT: dict[str, Any] = {
     "profile": "hdqt",
     "grad_input": {"kind": "saturating_grad_input", **NEAREST},

@@ -119,7 +119,9 @@ def test_a_compressed_activation_is_never_kept_beside_its_source(function) -> No
     compiled, trace = traced(module, HOT)
     gradients(compiled, module, torch.randn(128, 64))
     pipeline = trace.pipelines[0]
-    assert sum(s.bytes for s in pipeline.saved) <= sum(s.bytes for s in pipeline.saved_exact)
+    seeds = sum(s.bytes for s in pipeline.saved if s.bytes == 8)
+    assert seeds == 8
+    assert sum(s.bytes for s in pipeline.saved) - seeds <= sum(s.bytes for s in pipeline.saved_exact)
     predicted = sum(d.cost.saved_bytes for d in trace.of(Role.GRAD_WEIGHT))
     kept = sum(s.bytes for s in pipeline.saved if s.node.startswith("getitem"))
     assert predicted == pytest.approx(kept, rel=0.01)
@@ -134,23 +136,26 @@ def test_fewer_tokens_than_a_block_are_left_exact() -> None:
     assert any(isinstance(c.scheme, LowRank) for c in decision.rejected)
 
 
-def test_a_rank_cut_halves_the_gradient_of_independent_tokens() -> None:
-    """What the README says of it; tokens that are alike lose nothing."""
+@pytest.mark.parametrize("signs", ["none", "random"])
+def test_what_a_rank_cut_makes_of_independent_tokens(signs: str) -> None:
+    """What the README says of it: half of the gradient; behind random signs all of it, and noise of its size. Tokens
+    that are alike lose nothing without signs."""
     module = nn.Linear(64, 64)
     noise, one = 10 * torch.randn(2048, 64), torch.randn(1, 64).expand(2048, 64).contiguous()
 
     def run(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return module(x) + target
 
-    compiled, _ = traced(run, HOT)
+    compiled, _ = traced(run, {**HOT, "grad_weight": {"signs": signs}})
     measured = []
     for inputs in ((torch.randn(2048, 64), noise), (one, one)):
         exact = gradients(run, module, *inputs)["weight"].flatten()
         found = gradients(compiled, module, *inputs)["weight"].flatten()
         measured.append((float(found @ exact / exact.square().sum()), float(torch.cosine_similarity(found, exact, 0))))
     (slope, cosine), (slope_alike, cosine_alike) = measured
-    assert slope == pytest.approx(0.5, abs=0.06) and cosine == pytest.approx(0.7, abs=0.06)
-    assert slope_alike == pytest.approx(1.0, abs=0.02) and cosine_alike > 0.999
+    assert slope == pytest.approx(0.5 if signs == "none" else 1.0, abs=0.06) and cosine == pytest.approx(0.7, abs=0.06)
+    if signs == "none":
+        assert slope_alike == pytest.approx(1.0, abs=0.02) and cosine_alike > 0.999
 
 
 def test_the_projection_inside_multihead_attention_has_its_own_name() -> None:

@@ -1,0 +1,40 @@
+"""Random signs of tokens: what makes a rank cut unbiased.
+
+With D a diagonal of independent random signs, E[D Ĥᵀ Ĥ D] = (rank / order) I: the cut of D x and D g_y, times
+order / rank, is g_w in expectation, whatever tokens have in common. Without signs the cut is the low-pass filter of HOT
+(arXiv 2503.21261, section 3), which is exact for tokens that resemble their neighbours and misleads where they do not.
+
+A sign is a hash of (seed, token), the one of ``rounding.py``: any kernel finds it anywhere in a tensor. g_y and x must
+meet with the same seed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .arithmetic import FOLD, MULTIPLIER, WEYL
+from .rounding import reference_uniform, seed_word, signed
+
+__all__ = ["reference_signs", "rescaled", "token_signs"]
+
+
+def reference_signs(tokens: int, seed: int) -> Tensor:
+    """±1 of every token [tokens, 1] in float64: -1 where the uniform draw of (seed, token) is at least 1/2."""
+    draws = [reference_uniform(token, seed) for token in range(tokens)]
+    return torch.tensor([-1.0 if u >= 0.5 else 1.0 for u in draws], dtype=torch.float64).view(tokens, 1)
+
+
+def token_signs(tokens: int, seed: Tensor) -> Tensor:
+    """The same in float32, from a 0-d int64 seed on the device."""
+    counter = torch.arange(tokens, dtype=torch.int32, device=seed.device) * signed(WEYL) + seed_word(seed)
+    counter = counter ^ ((counter >> FOLD) & (0xFFFFFFFF >> FOLD))
+    negative = counter * signed(MULTIPLIER) < 0
+    return (1.0 - 2.0 * negative.to(torch.float32)).view(tokens, 1)
+
+
+def rescaled(order: int, rank: int, random: bool) -> float:
+    """What each operand's scale is multiplied by: √(order / rank) behind random signs, else 1."""
+    return math.sqrt(order / rank) if random else 1.0
