@@ -40,7 +40,8 @@ difference is several of those, it is real, though smaller than what another see
 | contender | what it is |
 | --- | --- |
 | `exact` | no product is changed; what the others are compared with |
-| `hot`, `hot-repo` | HOT as the paper has it, and as the published code does it |
+| `hot` | HOT with random signs of the tokens, which make its rank cut unbiased |
+| `hot+grad_weight.signs=none`, `hot-repo` | HOT as the paper has it, and as the published code does it |
 | `hot+forward=hadamard8` | a profile with options, written as `hadamard-fx explain -o` takes them |
 | `hot+` | the first and the last layer stay exact |
 | `luq` | LUQ: 4 bits in all three products, gradients on a logarithmic grid; emulated |
