@@ -96,9 +96,9 @@ def cpu(
         return q.zero_(), empty.zero_()
     v = _transformed(x, order, rows)
     lines, width = v.shape
-    mean = v.abs().mean()
-    if rule == "sawb":
-        end = torch.maximum(SAWB[0] * v.square().mean().sqrt() - SAWB[1] * mean, mean)
+    if rule == "sawb":  # a difference of two moments, which float32 sums in another order would change
+        mean = v.abs().mean(dtype=torch.float64)
+        end = torch.maximum(SAWB[0] * v.square().mean(dtype=torch.float64).sqrt() - SAWB[1] * mean, mean).float()
     else:
         end = v.abs().amax()
     offset = dither(v, flat_index(lines, width, v.device), seed, rounding)

@@ -109,7 +109,7 @@ def test_bad_arguments(settings, words):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_same_integers_on_a_gpu(case):
-    """The transform adds in the same order; only the sums behind SAWB's moments may differ in the last bits."""
+    """The transform adds in the same order; the sums behind SAWB's moments are float64."""
     shape, order, *settings = case
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     seed = torch.tensor(77) if settings[-1] == "stochastic" else None

@@ -90,6 +90,12 @@ def shared_draw(graph: fx.Graph, plan: Plan) -> Plan:
     return plan
 
 
+def other_signs(graph: fx.Graph, plan: Plan) -> Plan:
+    compressed = [node for node in graph.nodes if node.target is load()["compress_tokens"].op][-1]
+    compressed.args = (*compressed.args[:-1], compressed.args[1])  # the other operand has none
+    return plan
+
+
 def quantised_forward(graph: fx.Graph, plan: Plan) -> Plan:
     compressed = first(graph, load()["compress_tokens"].op)
     output = next(iter(reversed(graph.nodes)))
@@ -106,6 +112,7 @@ SPOILS: dict[Spoil, str] = {
     illegal_scheme: "a scheme is used only where its rule calls it legal",
     scales_swapped: "scales vary only along axes that are not contracted",
     other_order: "both operands carry the same transform along the contracted axis",
+    other_signs: "both operands carry the same transform along the contracted axis",
     wrong_value: "every node carries meta['val'], and it matches the op's fake result",
     missing_value: "every node carries meta['val'], and it matches the op's fake result",
     shared_draw: "every stochastic rounding has a random draw of its own",
