@@ -5,7 +5,9 @@ order / rank, is g_w in expectation, whatever tokens have in common. Without sig
 (arXiv 2503.21261, section 3), which is exact for tokens that resemble their neighbours and misleads where they do not.
 
 A sign is a hash of (seed, token), the one of ``rounding.py``: any kernel finds it anywhere in a tensor. g_y and x must
-meet with the same seed.
+meet with the same seed. It is made of the bits of a step's data and weights, as the draws of pseudo-stochastic rounding
+are (NITI, arXiv 2009.13108): no random number of the user's changes, and whoever computes it again, a checkpoint or a
+memory budget, finds the same.
 """
 
 from __future__ import annotations
@@ -18,7 +20,27 @@ from torch import Tensor
 from .arithmetic import FOLD, MULTIPLIER, WEYL
 from .rounding import reference_uniform, seed_word, signed
 
-__all__ = ["reference_signs", "rescaled", "token_signs"]
+__all__ = ["reference_signs", "rescaled", "seed_of", "token_signs"]
+
+_BITS = {
+    **dict.fromkeys((torch.float16, torch.bfloat16), torch.int16),
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+}
+
+
+def seed_of(*tensors: Tensor) -> Tensor:
+    """A 0-d int64 seed from the bits of the first row of each: the sum of integers, which no order of terms changes.
+
+    Args:
+        tensors: one or more, of a real dtype, not empty, on one device.
+    """
+    seed = torch.zeros((), dtype=torch.int64, device=tensors[0].device)
+    for tensor in tensors:
+        row = tensor.select(0, 0) if tensor.dim() else tensor
+        bits = row.view(_BITS[tensor.dtype]) if tensor.dtype in _BITS else row
+        seed = seed * WEYL + bits.to(torch.int64).sum()
+    return seed
 
 
 def reference_signs(tokens: int, seed: int) -> Tensor:

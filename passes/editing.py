@@ -12,6 +12,7 @@ import torch
 import torch.fx as fx
 
 from hadamard_fx import compat
+from hadamard_fx.kernels.signs import seed_of
 
 from .joint_graph import JointGraph, strip_transpose, value
 
@@ -49,8 +50,8 @@ class GraphEditor:
         self._counters = counters
         self._made: dict[Hashable, Any] = {}
         self._seed_vectors: dict[torch.device, fx.Node] = {}
-        self._drawn: set[fx.Node] = set()
-        """Seeds of the forward, in front of everything else."""
+        self._ahead: set[fx.Node] = set()
+        """Nodes that stand in front of all others, because any of these may read them."""
         self.product = ""
         """The product that a rule is about to replace, ``""`` where no rule is at work."""
 
@@ -169,7 +170,7 @@ class GraphEditor:
     def seed(self, device: torch.device, like: fx.Node) -> fx.Node:
         """A 0-d int64 tensor on ``device``: a fresh random seed per step, one per call of this method."""
         if device not in self._seed_vectors:
-            self._seed_vectors[device] = self._tagged(self._draw_seeds(device, like, 0), backward=True)
+            self._seed_vectors[device] = self._draw_seeds(device, like)
         vector = self._seed_vectors[device]
         index = vector.args[0]
         assert isinstance(index, int)
@@ -181,27 +182,48 @@ class GraphEditor:
         return self.call(aten.select.int, (vector, 0, index), like, backward=True)
 
     def signs(self, device: torch.device, like: fx.Node) -> fx.Node:
-        """A 0-d int64 tensor on ``device``: the seed of the tokens' signs, one per step. It is drawn in the forward,
-        where activations are compressed, and kept for the backward, where gradients are."""
+        """A 0-d int64 tensor on ``device``: the seed of the tokens' signs, one for all products of a step, in the
+        forward, where activations are compressed; from the inputs of the graph (``kernels/signs.py``)."""
 
         def build() -> fx.Node:
-            vector = self._draw_seeds(device, like, 1)
-            vector.meta[SAVE] = True
-            with self.graph.inserting_after(vector):
-                drawn = self.call(aten.select.int, (vector, 0, 0), vector, backward=False)
-            self._drawn |= {vector, drawn}
-            return drawn
+            before = set(self.graph.nodes)
+            product, self.product = self.product, ""
+            with self.graph.inserting_before(self._first()):
+                seed: fx.Node = self.inline(seed_of, self._of_this_step(device), like, backward=False)
+            self.product = product
+            self._ahead.update(node for node in self.graph.nodes if node not in before)
+            return seed
 
-        seed: fx.Node = self.once(("signs", device), build)
-        return seed
+        found: fx.Node = self.once(("signs", device), build)
+        return found
 
-    def _draw_seeds(self, device: torch.device, like: fx.Node, count: int) -> fx.Node:
-        first = next(node for node in self.graph.nodes if node.op != "placeholder")
-        with self.graph.inserting_before(first):
-            vector = self.graph.call_function(compat.seeds_op, (count, device))
+    def _of_this_step(self, device: torch.device) -> tuple[fx.Node, ...]:
+        """Inputs that differ from step to step: the first of the data, and two of the weights that are trained."""
+        data: list[fx.Node] = []
+        weights: list[fx.Node] = []
+        for node in self.graph.find_nodes(op="placeholder"):
+            if node in self.joint.tangent_closure or not _has_rows(node, device):
+                continue
+            facts = self.joint.facts(node)
+            if facts.parameter and facts.requires_grad:
+                weights.append(node)
+            elif not facts.parameter and not facts.buffer:
+                data.append(node)
+        found = tuple(dict.fromkeys([*weights[:1], *weights[-1:], *data[:1]]))
+        assert found, "where a weight has a gradient there is a weight, or what it is computed from"
+        return found
+
+    def _first(self) -> fx.Node:
+        first: fx.Node = next(node for node in self.graph.nodes if node.op != "placeholder")
+        return first
+
+    def _draw_seeds(self, device: torch.device, like: fx.Node) -> fx.Node:
+        with self.graph.inserting_before(self._first()):
+            vector = self.graph.call_function(compat.seeds_op, (0, device))
+        vector.meta["partitioner_tag"] = IN_BACKWARD
         mode = compat.fresh_fake_mode([like.meta["val"]])
         with mode:
-            vector.meta["val"] = torch.empty([count], dtype=torch.int64, device=device)
+            vector.meta["val"] = torch.empty([0], dtype=torch.int64, device=device)
         return vector
 
     def counter(self, node: fx.Node) -> str:
@@ -211,7 +233,7 @@ class GraphEditor:
     def behind(self, node: fx.Node) -> AbstractContextManager[Any]:
         """Insert right behind ``node``, so that it need not live any longer; behind the inputs and seeds at least."""
         following = node.next
-        while following.op == "placeholder" or following in self._drawn:
+        while following.op == "placeholder" or following in self._ahead:
             following = following.next
         return self.graph.inserting_before(following)
 
@@ -236,3 +258,11 @@ def inherit_recomputation(node: fx.Node, origin: fx.Node) -> bool:
     tags = {key: origin.meta[key] for key in _RECOMPUTE if key in origin.meta}
     node.meta.update(tags)
     return "recompute" in tags
+
+
+def _has_rows(node: fx.Node, device: torch.device) -> bool:
+    """An input is a tensor on ``device`` whose first row has bits to read."""
+    tensor = node.meta.get("val")
+    if not isinstance(tensor, torch.Tensor) or tensor.device != device or tensor.dtype.is_complex:
+        return False
+    return all(compat.statically_known_true(extent > 0) for extent in tensor.shape)

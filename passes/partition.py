@@ -42,7 +42,6 @@ def partition(
         inner: the partitioner that decides on everything else, Inductor's min-cut or the user's own.
         num_fwd_outputs: results of the forward among the joint graph's outputs.
     """
-    _draw_last(joint)
     kept = _compressed(joint)
     _insert_outputs(joint, kept, num_fwd_outputs)
     forward, backward = inner(joint, joint_inputs, num_fwd_outputs=num_fwd_outputs + len(kept), **kwargs)
@@ -79,15 +78,6 @@ def _compressed(joint: fx.GraphModule) -> list[fx.Node]:
         if node.meta.get(SAVE) and not _is_part(node):
             kept += [node] if isinstance(node.meta["val"], torch.Tensor) else node.users
     return kept
-
-
-def _draw_last(joint: fx.GraphModule) -> None:
-    """The user's own random numbers of the forward are drawn before ours, which thereby leave them as they are."""
-    drawn = joint.graph.find_nodes(op="call_function", target=compat.seeds_op)
-    for ours in [node for node in drawn if node.meta.get(SAVE)]:
-        for other in drawn:
-            if ours < other and "partitioner_tag" not in other.meta and SAVE not in other.meta:
-                ours.prepend(other)  # it reads nothing
 
 
 def _is_part(node: fx.Node) -> bool:

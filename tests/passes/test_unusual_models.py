@@ -119,9 +119,8 @@ def test_a_compressed_activation_is_never_kept_beside_its_source(function) -> No
     compiled, trace = traced(module, HOT)
     gradients(compiled, module, torch.randn(128, 64))
     pipeline = trace.pipelines[0]
-    seeds = sum(s.bytes for s in pipeline.saved if s.bytes == 8)
-    assert seeds == 8
-    assert sum(s.bytes for s in pipeline.saved) - seeds <= sum(s.bytes for s in pipeline.saved_exact)
+    seed = 8  # of the random signs, kept or made again
+    assert sum(s.bytes for s in pipeline.saved) <= seed + sum(s.bytes for s in pipeline.saved_exact)
     predicted = sum(d.cost.saved_bytes for d in trace.of(Role.GRAD_WEIGHT))
     kept = sum(s.bytes for s in pipeline.saved if s.node.startswith("getitem"))
     assert predicted == pytest.approx(kept, rel=0.01)
