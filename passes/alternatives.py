@@ -141,7 +141,10 @@ class _Finder:
         error = self._error(scheme)
         if error is None:
             return "max_error is set, and nothing predicts its error"
-        return "" if error <= bound else f"its error, {error:.2g}, would exceed max_error = {bound:g}"
+        if error <= bound:
+            return ""
+        shown = f"{error:.2g}" if f"{error:.2g}" != f"{bound:.2g}" else f"{error:.6g}"
+        return f"its error, {shown}, would exceed max_error = {bound:g}"
 
     def _error(self, scheme: Scheme) -> float | None:
         """Measured where a calibration did, else predicted; None where nothing predicts it."""

@@ -225,7 +225,9 @@ class _Partners:
             if gemm.role is Role.PARAMETERS:
                 return _describe(self.joint, node, Role.PARAMETERS, gemm.layer, gemm.weight, gemm.frozen, gradient)
             if differentiated in self.joint.parameters_of:
-                return _describe(self.joint, node, Role.GRAD_WEIGHT, gemm.layer, gemm.weight, gemm.frozen, gradient)
+                # The first step of a loop reads a state that no token gave.
+                role = Role.PARAMETERS if saved in self.joint.persistent else Role.GRAD_WEIGHT
+                return _describe(self.joint, node, role, gemm.layer, gemm.weight, gemm.frozen, gradient)
             role = Role.GRAD_INPUT if other in self.joint.parameters_of else Role.ACTIVATION
             return _describe(self.joint, node, role, gemm.layer, gemm.weight, gemm.frozen, gradient)
         return self._without_partner(node, saved, gradient)

@@ -173,7 +173,7 @@ class _Chooser:
         plain = replace(scheme, signs="none")
         if (self.error(plain) or 0.0) > ALIKE:
             return scheme, ""
-        return plain, f"no random signs: tokens are alike, {scheme.rank} sequencies lose less than {ALIKE:g}"
+        return plain, f"no random signs: tokens are alike, {scheme.rank} sequencies are off by {ALIKE:g} at most"
 
     def _deeper_cut(self, scheme: Any) -> tuple[Any, str]:
         if not isinstance(scheme, LowRank) or scheme.rank == scheme.order:

@@ -56,7 +56,7 @@ class LowRankRule(SchemeRule):
     def illegal(self, scheme: LowRank, gemm: Gemm) -> str:
         reason = super().illegal(scheme, gemm) or why_not_quantised(gemm)
         if not reason and gemm.K.hint < self.least_contracted(scheme):
-            return f"{gemm.K.hint} tokens do not fill a block of {scheme.order}: a rank cut would shrink their sum"
+            return f"{gemm.K.hint} tokens do not fill a block of {scheme.order}, so that a rank cut spares nothing"
         return reason
 
     def least_contracted(self, scheme: LowRank) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import hadamard_fx
 from hadamard_fx.kernels import recurrence
 from hadamard_fx.passes.roll_loops import FEWEST_STEPS, roll_loops
+from hadamard_fx.plan import Role
 
 STEPS, BATCH, INPUTS, HIDDEN = 2 * FEWEST_STEPS, 3, 4, 6
 
@@ -222,6 +223,17 @@ def test_a_batch_of_any_size(way: str) -> None:
 def test_not_recognised(way: str) -> None:
     net, x = Net(way), torch.randn(BATCH, STEPS, INPUTS, dtype=torch.float64)
     assert rolled(net, x)[1] == 0
+
+
+@pytest.mark.parametrize("way", ["operators", "learned_start"])
+def test_the_product_of_the_first_state_is_no_gradient_over_tokens(way: str) -> None:
+    """A rank cut would compress a parameter, or zeros that were never computed."""
+    net, x = Net(way).float(), torch.randn(32, STEPS, INPUTS)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="hadamard", options={"profile": "hot", "roll_loops": True})
+    compiled(x).square().sum().backward()
+    found = {(d.gemm.role, d.rewritten) for d in hadamard_fx.reports()[-1].plan.decisions}
+    assert {(Role.GRAD_WEIGHT, True), (Role.PARAMETERS, False)} <= found, found
 
 
 def test_short_loops_are_left_to_the_compiler() -> None:
