@@ -198,7 +198,10 @@ class GraphEditor:
         return found
 
     def _of_this_step(self, device: torch.device) -> tuple[fx.Node, ...]:
-        """Inputs that differ from step to step: the first of the data, and two of the weights that are trained."""
+        """Inputs that differ from step to step: the first of the data, and two of the weights that are trained.
+
+        Not what an earlier graph computed: a backward that makes the seed again would keep it.
+        """
         data: list[fx.Node] = []
         weights: list[fx.Node] = []
         for node in self.graph.find_nodes(op="placeholder"):
@@ -207,7 +210,7 @@ class GraphEditor:
             facts = self.joint.facts(node)
             if facts.parameter and facts.requires_grad:
                 weights.append(node)
-            elif not facts.parameter and not facts.buffer:
+            elif not (facts.parameter or facts.buffer or facts.requires_grad):
                 data.append(node)
         found = tuple(dict.fromkeys([*weights[:1], *weights[-1:], *data[:1]]))
         assert found, "where a weight has a gradient there is a weight, or what it is computed from"

@@ -51,9 +51,10 @@ class _Editor:
         seeds = [seed for call in calls if isinstance(seed := compat.arguments(call)["seed"], fx.Node)]
         graph = self.editor.graph
         where = site.where
-        for node in sorted({above for seed in seeds for above in (*seed.all_input_nodes, seed)}):
+        seeds += [signs for call in calls if isinstance(signs := compat.arguments(call).get("signs"), fx.Node)]
+        for node in sorted(_with_operands(seeds)):
             if where < node:
-                where.prepend(node)  # a seed, or the vector of all of them, which reads nothing
+                where.prepend(node)  # a seed, and what it is made of: inputs of the graph, or the vector of all seeds
         with graph.inserting_before(where):
             both = self._call(site, calls[0])
             y, rows_q, rows_scale, tokens_q, tokens_scale, sums = self.editor.results(both, 6)
@@ -106,6 +107,17 @@ class _Editor:
         stored = self._shaped(y, list(value(site.y).shape), site.y)
         site.y.replace_all_uses_with(stored)
         self.stored[site.y] = stored
+
+
+def _with_operands(nodes: list[fx.Node]) -> set[fx.Node]:
+    """They, and all that they are computed from but for inputs of the graph."""
+    found, pending = set[fx.Node](), list(nodes)
+    while pending:
+        node = pending.pop()
+        if node not in found and node.op != "placeholder":
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
 
 
 def _replace_parts(call: fx.Node, parts: tuple[fx.Node, ...]) -> None:

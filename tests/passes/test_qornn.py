@@ -216,6 +216,7 @@ def test_all_steps_as_one_node():
         (Role.FORWARD, "recurrence", True),
         (Role.GRAD_INPUT, "recurrence_backward", True),
         (Role.GRAD_WEIGHT, "mm", False),
+        (Role.PARAMETERS, "mm", False),  # of the first state, zeros, which hold no tokens
     }
     assert any("its 1000 steps are one call" in d.reason for d in trace.decisions)
     (forward,) = (d.gemm for d in trace.decisions if d.gemm.op == "recurrence")
