@@ -200,10 +200,11 @@ class GraphEditor:
     def _of_this_step(self, device: torch.device) -> tuple[fx.Node, ...]:
         """Inputs that differ from step to step: the first of the data, and two of the weights that are trained.
 
-        Not what an earlier graph computed: a backward that makes the seed again would keep it.
+        What an earlier graph computed is the last resort: a backward that makes the seed again would keep it.
         """
         data: list[fx.Node] = []
         weights: list[fx.Node] = []
+        others: list[fx.Node] = []
         for node in self.graph.find_nodes(op="placeholder"):
             if node in self.joint.tangent_closure or not _has_rows(node, device):
                 continue
@@ -212,8 +213,10 @@ class GraphEditor:
                 weights.append(node)
             elif not (facts.parameter or facts.buffer or facts.requires_grad):
                 data.append(node)
-        found = tuple(dict.fromkeys([*weights[:1], *weights[-1:], *data[:1]]))
-        assert found, "where a weight has a gradient there is a weight, or what it is computed from"
+            else:
+                others.append(node)
+        found = tuple(dict.fromkeys([*weights[:1], *weights[-1:], *data[:1]])) or tuple(others[:1])
+        assert found, "a product has operands"
         return found
 
     def _first(self) -> fx.Node:
