@@ -17,7 +17,7 @@ from torch import Tensor
 from .library import Kernel, register, triton_bodies
 from .rounding import dither, reference_uniform, round_to_integer
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, scales, summed_tokens
-from .signs import reference_signs, rescaled, token_signs
+from .signs import normaliser, reference_signs, token_signs
 from .traffic import ALIGNMENT, SCALE_BYTES, Expression, Traffic, ceil_div, padded
 from .walsh import token_transform, walsh_reference
 
@@ -72,7 +72,7 @@ def reference(
         assert seed is not None and rounding == "stochastic"
         u = [reference_uniform(i, seed) for i in range(channels * kept)]
         q = (t + torch.tensor(u, dtype=torch.float64).view(channels, kept)).floor()
-    scales = (amax * scale_factor(bits, order) * rescaled(order, rank, signs is not None)).view(groups, -1)
+    scales = (amax * scale_factor(bits, normaliser(order, rank, signs is not None))).view(groups, -1)
     return q.clamp(-qmax(bits), qmax(bits)), scales, _sums(x.double(), summed_tokens(order, rank, group), sums)
 
 
@@ -109,7 +109,7 @@ def compress(
     rows = groups * per_group * rank
     v = v.reshape(groups, per_group * rank, channels)
     amax = v.abs().amax((1,) if channelwise else (1, 2), keepdim=True)
-    factor, dequantise = scales(amax, bits, order, rounding, rescaled(order, rank, signs is not None))
+    factor, dequantise = scales(amax, bits, normaliser(order, rank, signs is not None), rounding)
     index = torch.arange(rows, dtype=torch.int32, device=x.device)[:, None]
     index = index + (torch.arange(channels, dtype=torch.int32, device=x.device) * kept)[None, :]
     offset = dither(v, index.reshape(groups, per_group * rank, channels), seed, rounding)

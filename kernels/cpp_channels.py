@@ -170,11 +170,7 @@ int by_channels(const Problem& p, int32_t* amaxes) {
                     amaxes[g] = most > amaxes[g] ? most : amaxes[g];
                     continue;
                 }
-                if (p.sums && p.flips) channel_sums(p, g, c, channels);
-                else if (p.sums)  // the lowest sequency of a block is its sum
-                    for (i64 b = 0; b < p.blocks(); b++)
-                        for (i64 o = 0; o < channels; o++)
-                            p.sums[b * p.order / p.summed * p.rows + c + o] += v[b * p.rank * pitch + o];
+                if (p.sums) channel_sums(p, g, c, channels);
                 for (i64 o = 0; o < pitch; o++) {
                     const float amax = bits_as<float>(two_phases ? amaxes[g] : largest[o]);
                     factors[o] = factor_of(amax, p.qmax, p.rounding);

@@ -102,9 +102,9 @@ int by_rows(const Problem& p, int32_t* amaxes) {
                     if (length > p.k) std::memset(buffer + p.k, 0, sizeof(float) * (length - p.k));
                     input = buffer;
                 }
+                if (p.sums && phase)
+                    for (i64 i = 0; i < p.k; i++) p.sums[i / p.summed * p.rows + row] += input[i];
                 if (p.flips) {
-                    if (p.sums && (!two_phases || phase))
-                        for (i64 i = 0; i < p.k; i++) p.sums[i / p.summed * p.rows + row] += buffer[i];
                     for (i64 i = 0; i < length; i++)
                         buffer[i] = bits_as<float>(bits_as<int32_t>(buffer[i]) ^ p.flips[i]);
                 }
@@ -124,9 +124,6 @@ int by_rows(const Problem& p, int32_t* amaxes) {
                         amaxes[g] = largest > amaxes[g] ? largest : amaxes[g];
                         continue;
                     }
-                    if (p.sums && !p.flips)  // the lowest sequency of a block is its sum
-                        for (i64 b = 0; b < blocks; b++)
-                            p.sums[b * p.order / p.summed * p.rows + row] += v[b * p.rank];
                     const float amax = bits_as<float>(largest);
                     uint8_t* q = p.q + row * p.width + done;
                     round_row(p, v, count, factor_of(amax, p.qmax, p.rounding), row * p.width + done, q);

@@ -14,7 +14,7 @@ from . import cpp_build
 from .library import failure
 from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
-from .signs import rescaled
+from .signs import normaliser
 
 __all__ = ["compress_tokens", "quantize_rows", "quantize_weight", "rescale"]
 
@@ -133,7 +133,7 @@ def _transform(
         order,
         rank,
         qmax(bits),
-        scale_factor(bits, order) * rescaled(order, rank, signs is not None),
+        scale_factor(bits, normaliser(order, rank, signs is not None)),
         int(per_row),
         _ROUNDINGS[rounding],
         int(seed) if seed is not None else 0,

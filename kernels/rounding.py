@@ -32,17 +32,17 @@ __all__ = [
     "WEYL",
     "dither",
     "flat_index",
+    "hashed",
     "reference_uniform",
     "require_seed",
     "round_to_integer",
     "seed_word",
-    "signed",
 ]
 
 _WORD = 0xFFFFFFFF
 
 
-def signed(word: int) -> int:
+def _signed(word: int) -> int:
     """The int32 with the bits of a 32-bit word."""
     return word - (1 << 32) if word >= 1 << 31 else word
 
@@ -62,7 +62,7 @@ def reference_uniform(index: int, seed: int) -> float:
 
 def seed_word(seed: Tensor) -> Tensor:
     """The 64-bit seed folded to an int32: 0-d int64 in, 0-d int32 out."""
-    return (seed ^ (seed >> 32)).to(torch.int32) * signed(SEED_MULTIPLIER)
+    return (seed ^ (seed >> 32)).to(torch.int32) * _signed(SEED_MULTIPLIER)
 
 
 def require_seed(seed: Tensor | None, rounding: str) -> None:
@@ -77,10 +77,16 @@ def flat_index(rows: int, columns: int, device: torch.device) -> Tensor:
     return row[:, None] + torch.arange(columns, dtype=torch.int32, device=device)[None, :]
 
 
-def _centred(counter: Tensor) -> Tensor:
-    """u - 1/2 from int32 i·A + seed. int32 arithmetic wraps; its shift is arithmetic, so the upper bits are masked."""
+def hashed(index: Tensor, seed: Tensor | None = None) -> Tensor:
+    """h of int32 indices, 0-d int64 seed; int32. Its arithmetic wraps; its shift is arithmetic: upper bits are masked."""
+    counter = index * _signed(WEYL)
+    counter = counter if seed is None else counter + seed_word(seed)
     h = counter ^ ((counter >> FOLD) & (_WORD >> FOLD))
-    h = h * signed(MULTIPLIER)
+    return h * _signed(MULTIPLIER)
+
+
+def _centred(h: Tensor) -> Tensor:
+    """u - 1/2 from the hash."""
     return ((h >> 9) & (_WORD >> 9)).to(torch.float32) * 2.0**-23 - 0.5
 
 
@@ -96,10 +102,10 @@ def dither(value: Tensor, index: Tensor, seed: Tensor | None, rounding: str) -> 
     if rounding == "nearest":
         return None
     if rounding == "pseudo_stochastic":
-        return _centred(value.view(torch.int32) * signed(WEYL))
+        return _centred(hashed(value.view(torch.int32)))
     require_seed(seed, rounding)
     assert seed is not None
-    return _centred(index * signed(WEYL) + seed_word(seed))
+    return _centred(hashed(index, seed))
 
 
 def round_to_integer(scaled: Tensor, offset: Tensor | None, qmax: int) -> Tensor:

@@ -74,10 +74,9 @@ def scale_factor(bits: int, order: int) -> float:
     return 1.0 / (qmax(bits) * math.sqrt(order))
 
 
-def scales(amax: Tensor, bits: int, order: int, rounding: str, times: float = 1.0) -> tuple[Tensor, Tensor]:
-    """(qmax/amax, dequantising scale) from the largest magnitudes, float32 in and out; NaN stays NaN. The dequantising
-    scale is multiplied by ``times``."""
+def scales(amax: Tensor, bits: int, order: int, rounding: str) -> tuple[Tensor, Tensor]:
+    """(qmax/amax, dequantising scale) from the largest magnitudes, float32 in and out; NaN stays NaN."""
     amax = torch.where(amax < SMALLEST, SMALLEST, amax)
     top = qmax(bits) * (1.0 if rounding == "nearest" else HEADROOM)
     # Not ``top / amax``, which torch computes as a rounded reciprocal times top.
-    return torch.full_like(amax, top) / amax, amax * (scale_factor(bits, order) * times)
+    return torch.full_like(amax, top) / amax, amax * scale_factor(bits, order)

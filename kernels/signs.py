@@ -12,15 +12,13 @@ memory budget, finds the same.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from .arithmetic import FOLD, MULTIPLIER, WEYL
-from .rounding import reference_uniform, seed_word, signed
+from .arithmetic import WEYL
+from .rounding import hashed, reference_uniform
 
-__all__ = ["reference_signs", "rescaled", "seed_of", "token_signs"]
+__all__ = ["normaliser", "reference_signs", "seed_of", "token_signs"]
 
 _BITS = {
     **dict.fromkeys((torch.float16, torch.bfloat16), torch.int16),
@@ -51,12 +49,11 @@ def reference_signs(tokens: int, seed: int) -> Tensor:
 
 def token_signs(tokens: int, seed: Tensor) -> Tensor:
     """The same in float32, from a 0-d int64 seed on the device."""
-    counter = torch.arange(tokens, dtype=torch.int32, device=seed.device) * signed(WEYL) + seed_word(seed)
-    counter = counter ^ ((counter >> FOLD) & (0xFFFFFFFF >> FOLD))
-    negative = counter * signed(MULTIPLIER) < 0
+    negative = hashed(torch.arange(tokens, dtype=torch.int32, device=seed.device), seed) < 0
     return (1.0 - 2.0 * negative.to(torch.float32)).view(tokens, 1)
 
 
-def rescaled(order: int, rank: int, random: bool) -> float:
-    """What each operand's scale is multiplied by: √(order / rank) behind random signs, else 1."""
-    return math.sqrt(order / rank) if random else 1.0
+def normaliser(order: int, rank: int, random: bool) -> int:
+    """What the product of two operands is divided by, as ``scaling.scale_factor`` takes it: order, where the kept rows
+    are orthonormal; rank behind random signs, where the product is multiplied by order / rank besides."""
+    return rank if random else order

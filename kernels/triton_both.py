@@ -20,7 +20,7 @@ from .prologue import Prologue
 from .quantized_mm_configs import device as describe
 from .rounding import require_seed
 from .scaling import padded_columns, padded_kept, qmax, scale_factor
-from .signs import rescaled
+from .signs import normaliser
 from .triton_launch import Launch
 from .triton_rows import CODES
 
@@ -211,7 +211,7 @@ def _plan(
     kernel = module(compat.cache_dir(), "quantize_both", source(form)).quantize_both
     scales = (
         scale_factor(rows[1], rows[0]) if rows else 1.0,
-        scale_factor(tokens[2], tokens[0]) * rescaled(tokens[0], tokens[1], seeds[2]) if tokens else 1.0,
+        scale_factor(tokens[2], normaliser(tokens[0], tokens[1], seeds[2])) if tokens else 1.0,
     )
     values = (length, channels, rows_padded, tokens_padded, chunks, chunks * slabs, *strides, *scales)
     options = {"num_warps": 4, "maxnreg": tile.registers, "enable_fp_fusion": True}

@@ -13,7 +13,7 @@ from . import workspace
 from .library import failure
 from .rounding import require_seed
 from .scaling import carrier_dtype, padded_kept, qmax, scale_factor, summed_tokens
-from .signs import rescaled
+from .signs import normaliser
 from .triton_launch import Launch
 from .triton_tokens_kernel import _tokens_kernel
 from .triton_transform import CODES, fusion, matrix_dtype
@@ -139,7 +139,7 @@ def _plan(
     even = tokens % (order * tile["BLOCKS"]) == 0 and channels % tile["CHANNELS"] == 0 and kept == rank
     even = even and span % tile["BLOCKS"] == 0 and per_group % tile["BLOCKS"] == 0 and padded * order == tokens * rank
     constants = (*transform, channelwise, fused, sums, signs, tile["CHANNELS"], tile["BLOCKS"], even)
-    values = (*sizes, stride_token, scale_factor(bits, order) * rescaled(order, rank, signs), *constants)
+    values = (*sizes, stride_token, scale_factor(bits, normaliser(order, rank, signs)), *constants)
     options = {name: tile[name] for name in ("num_warps", "num_stages")} | fusion(rounds[0])
     launch = Launch(_tokens_kernel, slabs * parts * (1 if fused else 2), values, options, loose=2)
     return shape._replace(counters=counters, launch=launch)

@@ -219,19 +219,8 @@ def _independent_draws(joint: JointGraph, plan: Plan | None) -> Iterator[Offence
         if node.target is compat.seeds_op:
             drawn = Counter(user.args[2] for user in node.users if user.target is torch.ops.aten.select.int)
             for user in node.users:
-                if user.target is torch.ops.aten.select.int and (drawn[user.args[2]] > 1 or _roundings(user) > 1):
+                if user.target is torch.ops.aten.select.int and (drawn[user.args[2]] > 1 or len(user.users) > 1):
                     yield Offence(user, "two roundings share a random draw")
-
-
-def _roundings(seed: fx.Node) -> int:
-    """How many calls round by that seed. The signs of tokens, for which operands share one, are no rounding."""
-    return sum(any(given is seed for name, given in _arguments(call).items() if name != "signs") for call in seed.users)
-
-
-def _arguments(call: fx.Node) -> dict[str, object]:
-    if isinstance(call.target, torch._ops.OpOverload):
-        return compat.arguments(call)
-    return dict(enumerate(call.args))  # type: ignore[arg-type]
 
 
 def _forward_untouched(joint: JointGraph, plan: Plan | None) -> Iterator[Offence]:
