@@ -78,7 +78,7 @@ def flat_index(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 def hashed(index: Tensor, seed: Tensor | None = None) -> Tensor:
-    """h of int32 indices, 0-d int64 seed; int32. Its arithmetic wraps; its shift is arithmetic: upper bits are masked."""
+    """h of int32 indices and a 0-d int64 seed, int32: it wraps; shifts are arithmetic, so upper bits are masked."""
     counter = index * _signed(WEYL)
     counter = counter if seed is None else counter + seed_word(seed)
     h = counter ^ ((counter >> FOLD) & (_WORD >> FOLD))
