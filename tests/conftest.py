@@ -5,4 +5,5 @@ from __future__ import annotations
 import os
 import tempfile
 
-os.environ["HADAMARD_FX_CONFIG_DIR"] = tempfile.mkdtemp(prefix="hadamard-fx-tests-")
+NOTHING_MEASURED = tempfile.TemporaryDirectory(prefix="hadamard-fx-tests-")  # removed with the interpreter
+os.environ["HADAMARD_FX_CONFIG_DIR"] = NOTHING_MEASURED.name

@@ -47,7 +47,8 @@ class _Sign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, latent: Tensor) -> Tensor:
         ctx.save_for_backward(latent)
-        return torch.where(latent < 0, -1.0, 1.0).to(latent.dtype)
+        one = torch.ones_like(latent)
+        return torch.where(latent < 0, -one, one)  # of two numbers, torch 2.11 compiles the gradient to zero
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> Tensor:
